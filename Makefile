@@ -1,0 +1,73 @@
+# The commands of this project. Each works as the first one typed in a fresh clone.
+#
+#   make demo         label rows with a batch in a real Airflow; OPENAI_API_KEY=... uses OpenAI instead of the emulator
+#   make airflow      the same Airflow with all example DAGs, up until Ctrl-C
+#   make test         every test
+#   make lint         style and types
+#   make check        lint, test, build
+#   make bench-import what importing the operators costs
+#   make bench-waiting what a thousand waiting tasks cost a triggerer
+#   make bench-jobs   what a job costs, beside a bare script
+#   make clean        remove everything these commands made
+#
+# Settings: PYTHON=/path/to/python3, AIRFLOW_PORT=..., EMULATOR_PORT=..., DEMO_MODEL=..., PYTEST_ARGS=...
+
+PY := .venv/bin/python
+# Another PYTHON is another installation, so the stamps carry its name. The demo needs far less than the tests.
+INSTALLED := .venv/.installed-dev$(subst /,-,$(PYTHON))
+DEMO_INSTALLED := .venv/.installed-demo$(subst /,-,$(PYTHON))
+
+.PHONY: help demo airflow test lint check build bench-import bench-waiting bench-jobs constraints install clean
+
+help:
+	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
+
+demo: $(DEMO_INSTALLED)
+	$(PY) -m demo run
+
+airflow: $(DEMO_INSTALLED)
+	$(PY) -m demo airflow
+
+test: $(INSTALLED)
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+check: lint test build
+
+build: $(INSTALLED)
+	$(PY) -m build
+
+bench-import: $(DEMO_INSTALLED)
+	$(PY) benchmarks/import_time.py
+
+bench-waiting: $(INSTALLED)
+	$(PY) -m benchmarks.waiting
+
+bench-jobs: $(INSTALLED)
+	$(PY) -m benchmarks.jobs
+
+install: $(INSTALLED)
+
+$(DEMO_INSTALLED): pyproject.toml constraints.txt demo/install.sh
+	@PYTHON="$(PYTHON)" sh demo/install.sh demo
+	@touch $@
+
+$(INSTALLED): $(DEMO_INSTALLED)
+	@sh demo/install.sh dev
+	@touch $@
+
+# Pin the newest versions that go together. For the oldest supported Python, so that no line needs a marker.
+constraints:
+	@scratch=$$(mktemp -d) && sed -n '/^#/p' constraints.txt > $$scratch/new && \
+	  $(or $(PYTHON),python3) -m venv $$scratch && $$scratch/bin/pip install -q uv && \
+	  $$scratch/bin/uv pip compile -q --python-version 3.11 --all-extras --group pyproject.toml:dev pyproject.toml \
+	    --no-header --no-annotate >> $$scratch/new && \
+	  mv $$scratch/new constraints.txt && rm -rf $$scratch && git --no-pager diff --stat constraints.txt
+
+clean:
+	rm -rf .venv .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
