@@ -1,0 +1,1 @@
+"""The OpenAI Batch API over HTTP. Nothing here imports Airflow."""

@@ -1,0 +1,395 @@
+"""Files and batches of the OpenAI Batch API: https://platform.openai.com/docs/guides/batch."""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import chain, takewhile
+from pathlib import Path
+from typing import Any, BinaryIO, Self, TypeVar
+
+import msgspec
+from requests_toolbelt import MultipartEncoder
+
+from airflow_provider_openai_batches.api.download import download
+from airflow_provider_openai_batches.api.errors import (
+    ConflictError,
+    CreateOutcomeUnknownError,
+    InvalidInputError,
+    InvalidResponseError,
+    NotFoundError,
+    OpenAIBatchesError,
+)
+from airflow_provider_openai_batches.api.inputs import (
+    check_completion_window,
+    check_endpoint,
+    check_expiry,
+    check_id,
+    check_metadata,
+)
+from airflow_provider_openai_batches.api.models import Batch, BatchStatus, File
+from airflow_provider_openai_batches.api.retry import DEFAULT_ATTEMPTS, is_retryable, retrying
+from airflow_provider_openai_batches.api.session import ServiceSession
+from airflow_provider_openai_batches.api.settings import ClientSettings
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Parsed = TypeVar("Parsed", Batch, File)
+
+IDEMPOTENCY_KEY = "idempotency_token"
+"""Metadata key that carries a create's idempotency token."""
+
+PAGE_SIZE = 100
+_CLOCK_SKEW_S = 300
+"""How far our clock may be ahead of the service's before a scan by time could miss a batch."""
+
+_SCAN_PAUSES_S = (2.0,)
+"""Pauses before each look through the batches after a lost answer: they show a create a little later."""
+
+_LATE_SCAN_PAUSES_S = (2.0, 5.0, 10.0, 20.0, 25.0)
+"""The same after a timeout: the service may still be at work on the create, and is given a minute to finish it."""
+
+
+class BatchClient:
+    """Files and batches of one connection, with one retry policy. Synchronous; not for use by several threads at once.
+
+    :param settings: where the service is and who is calling
+    :param attempts: calls made in all before a transient error is raised
+    :param sleep: called with the seconds to pause between attempts
+    """
+
+    def __init__(
+        self,
+        settings: ClientSettings,
+        *,
+        attempts: int = DEFAULT_ATTEMPTS,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.settings = settings
+        self._session = ServiceSession(settings)
+        self._attempts = attempts
+        self._sleep = sleep
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    # --- files -------------------------------------------------------------------------------------------------------
+
+    def upload_file(
+        self,
+        source: Callable[[], BinaryIO],
+        *,
+        filename: str,
+        expires_after: int | Mapping[str, Any] | None = None,
+        purpose: str = "batch",
+    ) -> File:
+        """Upload a file, streamed: https://platform.openai.com/docs/api-reference/files/create.
+
+        :param source: opens the content anew, seekable; called once per attempt, and the stream is closed after it
+        :param filename: name the service shows; it has to end in ``.jsonl``
+        :param expires_after: seconds (or the API's object) until the service deletes it; default: 30 days
+        :param purpose: what the file is for
+        """
+        expiry = check_expiry(expires_after, "expires_after") or {}
+
+        def attempt() -> File:
+            with closing(source()) as content:
+                encoder = MultipartEncoder(
+                    [
+                        ("purpose", purpose),
+                        *((f"expires_after[{name}]", str(value)) for name, value in expiry.items()),
+                        ("file", (filename, _Content(content), "application/jsonl")),
+                    ]
+                )
+                answer = self._session.json(
+                    "POST", "files", body=encoder, content_type=encoder.content_type, transfer=True
+                )
+                return _parsed(File, "POST /files", answer)
+
+        # A lost answer may leave a second copy behind. It costs nothing and expires.
+        return self._retry(attempt)
+
+    def retrieve_file(self, file_id: str) -> File:
+        """Return one file's object."""
+        file_id = check_id(file_id, "file_id")
+        return _parsed(File, "GET /files/{id}", self._get("files", file_id))
+
+    def list_files(self, *, purpose: str | None = None, limit: int | None = None) -> Iterator[File]:
+        """Iterate over the files of the project, newest first.
+
+        :param purpose: only files for this purpose, e.g. ``batch`` or ``batch_output``
+        :param limit: at most this many; default: all
+        """
+        params = {} if purpose is None else {"purpose": purpose}
+        return map(File.from_api, chain.from_iterable(self._pages("files", params, limit=limit, after=None)))
+
+    def delete_file(self, file_id: str) -> None:
+        """Delete a file. One that is gone already is fine."""
+        file_id = check_id(file_id, "file_id")
+        try:
+            self._retry(lambda: self._session.json("DELETE", "files", file_id))
+        except NotFoundError:
+            log.info("File %s is already gone.", file_id)
+
+    def download_file(self, file_id: str, destination: Path, *, check: Callable[[Path], None] | None = None) -> int:
+        """Write a file's content to disk; ``destination`` appears whole or not at all.
+
+        :param file_id: the file
+        :param destination: path of the new file; an existing one is replaced
+        :param check: called with the path of the finished content before it replaces anything; may raise
+        :return: size in bytes
+        :raises DownloadIncompleteError: every attempt ended before the announced length
+        """
+        file_id = check_id(file_id, "file_id")
+        return download(self._session, file_id, destination, retry=self._retry, check=check)
+
+    # --- batches -----------------------------------------------------------------------------------------------------
+
+    def create_batch(
+        self,
+        input_file_id: str,
+        endpoint: str,
+        *,
+        completion_window: str = "24h",
+        metadata: Mapping[str, str] | None = None,
+        output_expires_after: int | Mapping[str, Any] | None = None,
+        idempotency_token: str | None = None,
+    ) -> Batch:
+        """Create exactly one batch: https://platform.openai.com/docs/api-reference/batch/create.
+
+        The API knows no idempotency keys: a create that is repeated after a lost answer is a second, paid batch.
+        So every create carries a token in its metadata, and after an outcome that is not certain the batches are
+        listed by that token before anything is sent again.
+
+        :param input_file_id: an uploaded file with purpose ``batch``
+        :param endpoint: path that every request of the file is for
+        :param completion_window: ``24h`` is all OpenAI takes
+        :param metadata: up to 15 pairs of your own
+        :param output_expires_after: seconds (or the API's object) until the result files are deleted
+        :param idempotency_token: identifies this purchase; default: a new one. A batch that an earlier call made under
+            it is not looked for: :meth:`find_batch` does that, and needs to know since when
+        :raises CreateOutcomeUnknownError: the answer was lost and listing failed too
+        """
+        token = idempotency_token or uuid.uuid4().hex
+        own = check_metadata({IDEMPOTENCY_KEY: token})
+        body: dict[str, Any] = {
+            "input_file_id": check_id(input_file_id, "input_file_id"),
+            "endpoint": check_endpoint(endpoint),
+            "completion_window": check_completion_window(completion_window),
+            "metadata": check_metadata(metadata, reserved=len(own)) | own,
+        }
+        expiry = check_expiry(output_expires_after, "output_expires_after")
+        if expiry:
+            body["output_expires_after"] = expiry
+        payload = msgspec.json.encode(body)
+        started = time.time()
+        lost: OpenAIBatchesError | None = None
+
+        def attempt() -> Batch:
+            nonlocal lost
+            if lost is not None:
+                pauses = _LATE_SCAN_PAUSES_S if lost.status in (408, 504) or lost.timed_out else _SCAN_PAUSES_S
+                if found := self._batch_after_lost_answer(token, started, pauses):
+                    return found
+            try:
+                batch = _parsed(Batch, "POST /batches", self._session.json("POST", "batches", body=payload))
+            except OpenAIBatchesError as error:
+                if error.maybe_applied:
+                    lost = error
+                # A refusal says nothing about the create before it.
+                error.maybe_applied = lost is not None
+                raise
+            return batch if lost is None else self.keep_oldest(batch, token, created_after=started)
+
+        try:
+            return self._retry(attempt)
+        except CreateOutcomeUnknownError:
+            raise
+        except OpenAIBatchesError as error:
+            if not error.maybe_applied:
+                raise
+            # The last attempt's answer was lost too: one more look decides between "adopted" and "not created".
+            found = self._batch_after_lost_answer(token, started, _SCAN_PAUSES_S)
+            if found:
+                return found
+            raise
+
+    def _batch_after_lost_answer(self, token: str, started: float, pauses: Sequence[float]) -> Batch | None:
+        found = None
+        try:
+            for pause in pauses:
+                self._sleep(pause)
+                if found := self.find_batch(token, created_after=started):
+                    break
+        except OpenAIBatchesError as error:
+            raise CreateOutcomeUnknownError(
+                "The answer to POST /batches was lost, and the batches could not be listed to see whether it was "
+                f"created ({error}). Before creating again, look: find_batch({token!r}, created_after={started:.0f}).",
+                transient=error.transient,
+            ) from error
+        if found:
+            log.warning("The answer to POST /batches was lost, but batch %s had been created: using it.", found.id)
+        return found
+
+    def keep_oldest(self, batch: Batch, idempotency_token: str, *, created_after: float) -> Batch:
+        """Cancel all but the oldest of the batches with one token, and return that one.
+
+        For a create that followed one whose outcome was not certain, and that may have been carried out late.
+
+        :param batch: the one just created; returned if the others cannot be seen
+        :param idempotency_token: as given to :meth:`create_batch`
+        :param created_after: unix time of the earliest possible create
+        """
+        useless = (BatchStatus.FAILED, BatchStatus.CANCELLING, BatchStatus.CANCELLED)
+        try:
+            twins = [
+                each
+                for each in self.batches_since(created_after)
+                if each.metadata.get(IDEMPOTENCY_KEY) == idempotency_token and each.status not in useless
+            ]
+            *younger, oldest = twins if batch.id in {each.id for each in twins} else [batch, *twins]
+            for twin in younger:
+                log.error("Batch %s was created beside %s for the same purchase: cancelling it.", twin.id, oldest.id)
+                self.cancel_batch(twin.id)
+        except OpenAIBatchesError as error:
+            log.warning("Could not make sure that batch %s is the only one of its purchase: %s", batch.id, error)
+            return batch
+        return oldest
+
+    def find_batch(self, idempotency_token: str, *, created_after: float) -> Batch | None:
+        """Return the newest batch with this token that has not failed validation, else the newest failed one.
+
+        :param idempotency_token: as given to :meth:`create_batch`
+        :param created_after: unix time of the earliest possible create; the scan goes back to it, and no further
+        """
+        failed = None
+        for batch in self.batches_since(created_after):
+            if batch.metadata.get(IDEMPOTENCY_KEY) == idempotency_token:
+                if batch.status != BatchStatus.FAILED:
+                    return batch
+                failed = failed or batch
+        return failed
+
+    def batches_since(self, created_after: float) -> Iterator[Batch]:
+        """Iterate over the batches created since a moment, newest first.
+
+        The first page is read whatever its times are: a clock may be wrong by hours, and what was created just now
+        is there.
+
+        :param created_after: unix time by our clock; the scan goes a little further back, for clocks that differ
+        """
+
+        def is_recent(batch: Batch) -> bool:
+            return batch.created_at is None or batch.created_at >= created_after - _CLOCK_SKEW_S
+
+        for number, page in enumerate(self._pages("batches", {}, limit=None, after=None)):
+            batches = [Batch.from_api(item) for item in page]
+            recent = list(takewhile(is_recent, batches))
+            yield from recent if number else batches
+            if len(recent) < len(batches):
+                return
+
+    def retrieve_batch(self, batch_id: str) -> Batch:
+        """Return one batch as it is now."""
+        batch_id = check_id(batch_id, "batch_id")
+        return _parsed(Batch, "GET /batches/{id}", self._get("batches", batch_id))
+
+    def list_batches(self, *, limit: int | None = None, after: str | None = None) -> Iterator[Batch]:
+        """Iterate over the project's batches, newest first; pages are fetched as they are needed.
+
+        :param limit: at most this many; default: all
+        :param after: start behind the batch with this id
+        """
+        return map(Batch.from_api, chain.from_iterable(self._pages("batches", {}, limit=limit, after=after)))
+
+    def cancel_batch(self, batch_id: str) -> Batch:
+        """Cancel a batch: https://platform.openai.com/docs/api-reference/batch/cancel.
+
+        It is ``cancelling`` for up to ten minutes; what is finished by then is billed and downloadable.
+
+        :return: the batch as it is now, unchanged if it was over already
+        """
+        batch_id = check_id(batch_id, "batch_id")
+        try:
+            answer = self._retry(
+                lambda: self._session.json("POST", "batches", batch_id, "cancel"),
+                retry_if=lambda error: is_retryable(error) and not isinstance(error, ConflictError),
+            )
+            return _parsed(Batch, "POST /batches/{id}/cancel", answer)
+        except ConflictError as error:
+            batch = self.retrieve_batch(batch_id)
+            log.info("Batch %s is already %s (%s).", batch_id, batch.status, error)
+            return batch
+
+    # --- mechanics ---------------------------------------------------------------------------------------------------
+
+    def _retry(self, call: Callable[[], T], *, retry_if: Callable[[BaseException], bool] = is_retryable) -> T:
+        return retrying(attempts=self._attempts, sleep=self._sleep, retry_if=retry_if)(call)
+
+    def _get(self, *path: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        return self._retry(lambda: self._session.json("GET", *path, params=params))
+
+    def _pages(
+        self, collection: str, params: Mapping[str, Any], *, limit: int | None, after: str | None
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Walk a listing by its cursor, page by page. Ends, with a warning, at a server that starts over."""
+        left = limit
+        cursors = {after}
+        while left is None or left > 0:
+            size = PAGE_SIZE if left is None else min(PAGE_SIZE, left)
+            page = self._get(collection, params={**params, "limit": size, **({"after": after} if after else {})})
+            data = page.get("data")
+            items = (
+                [item for item in data if isinstance(item, dict) and item.get("id")] if isinstance(data, list) else []
+            )
+            if not items:
+                return
+            after = str(items[-1]["id"])
+            if after in cursors:
+                log.warning("GET /%s returned the page ending with %s twice; stopping there.", collection, after)
+                return
+            cursors.add(after)
+            yield items[:left]
+            left = None if left is None else left - len(items)
+            if page.get("has_more") is False:
+                return
+
+
+def _parsed(kind: type[Parsed], call: str, answer: Mapping[str, Any]) -> Parsed:
+    try:
+        return kind.from_api(answer)
+    except ValueError as error:
+        raise InvalidResponseError(f"{call} answered with something unexpected: {error}.") from error
+
+
+class _Content:
+    """A stream that knows how much is left of it, as the multipart encoder asks.
+
+    Left to itself the encoder copies what is in memory, takes the packed size for that of a gzip stream, and waits
+    for ever for the rest of a file that became shorter.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        start = stream.tell()
+        self.len = stream.seek(0, io.SEEK_END) - start
+        stream.seek(start)
+
+    def read(self, size: int = -1) -> bytes:
+        block = self._stream.read(size)
+        if not block and size and self.len:
+            raise InvalidInputError("source", f"the content became {self.len:,} bytes shorter while it was uploaded.")
+        self.len -= len(block)
+        return block

@@ -1,0 +1,149 @@
+"""A file's content to disk: streamed, verified, and never half there."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import requests
+
+from airflow_provider_openai_batches.api.errors import BadRequestError, DownloadIncompleteError, InvalidResponseError
+from airflow_provider_openai_batches.api.session import ServiceSession
+
+_CHUNK_BYTES = 1 << 20
+
+
+def download(
+    session: ServiceSession,
+    file_id: str,
+    destination: Path,
+    *,
+    retry: Callable[[Callable[[], int]], int],
+    check: Callable[[Path], None] | None = None,
+) -> int:
+    """Write the content of a file to ``destination``, which appears whole or not at all.
+
+    :param session: where from
+    :param file_id: the file
+    :param destination: local path; its directory has to exist
+    :param retry: runs one attempt under the client's retry policy
+    :param check: called with the path of the finished content before it gets its name; what it raises leaves
+        ``destination`` as it was
+    :return: size in bytes
+    """
+    # Without the destination's name: that may be as long as names can be.
+    part = destination.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        with part.open("wb") as sink:
+            size = retry(_Download(session, file_id, sink).attempt)
+            sink.flush()
+            os.fsync(sink.fileno())
+        if check is not None:
+            check(part)
+        part.replace(destination)
+    finally:
+        part.unlink(missing_ok=True)
+    return size
+
+
+class _Version(NamedTuple):
+    """An unchanging version of the content, of which the server hands out byte ranges."""
+
+    etag: str
+    total: int
+
+
+class _Download:
+    """One file on its way; an attempt goes on where the last one was cut, if the server proved that it can.
+
+    The proof is ``Accept-Ranges: bytes`` with a strong ``ETag``: without an unchanging version to name, a range could
+    splice two contents together. OpenAI documents no ranges, so starting over is the normal case.
+    """
+
+    def __init__(self, session: ServiceSession, file_id: str, sink: BinaryIO) -> None:
+        self.session, self.file_id, self.sink = session, file_id, sink
+        self.version: _Version | None = None
+
+    def attempt(self) -> int:
+        start = self.sink.tell() if self.version else 0
+        headers = {"Accept": "application/octet-stream, */*"}
+        if self.version and start:
+            headers |= {"Range": f"bytes={start}-", "If-Range": self.version.etag}
+        with closing(self._content(headers)) as response:
+            if response.status_code == 206:
+                # A part that nobody asked for is not the content, whatever it says of itself.
+                if not (start and self.version and _continues(response, start, self.version)):
+                    raise self._changed()
+                expected: int | None = self.version.total
+            else:
+                self.sink.seek(0)
+                self.sink.truncate()
+                expected = _content_length(response)
+                self.version = _offered(response, expected)
+            try:
+                for chunk in response.iter_content(_CHUNK_BYTES):
+                    self.sink.write(chunk)
+            except requests.RequestException as error:
+                raise self._incomplete(expected) from error
+        if expected is not None and self.sink.tell() != expected:
+            raise self._incomplete(expected)
+        return self.sink.tell()
+
+    def _content(self, headers: dict[str, str]) -> requests.Response:
+        """Ask for the content, or the rest of it.
+
+        :raises InvalidResponseError: the answer is a page for people, or no content at all
+        """
+        try:
+            response = self.session.send(
+                "GET", "files", self.file_id, "content", headers=headers, stream=True, transfer=True
+            )
+        except BadRequestError as error:
+            if error.status != 416:
+                raise
+            raise self._changed() from error
+        is_page = response.headers.get("content-type", "").lower().startswith("text/html")
+        if response.status_code not in (200, 206) or is_page:
+            response.close()
+            raise InvalidResponseError(
+                f"The content of file {self.file_id} was answered with HTTP {response.status_code} and "
+                f"{'an HTML page' if is_page else 'no content'}. Something between here and the service does not speak "
+                "the API: check the connection's host and the network's proxy."
+            )
+        return response
+
+    def _changed(self) -> DownloadIncompleteError:
+        self.version = None
+        return DownloadIncompleteError(f"File {self.file_id} changed on the way; starting over.")
+
+    def _incomplete(self, expected: int | None) -> DownloadIncompleteError:
+        of = "an unknown number of" if expected is None else f"{expected:,}"
+        return DownloadIncompleteError(f"File {self.file_id} ended after {self.sink.tell():,} of {of} bytes.")
+
+
+def _content_length(response: requests.Response) -> int | None:
+    """Announced size of the content, unless it is of the compressed form."""
+    length = response.headers.get("content-length", "")
+    if response.status_code != 200 or response.headers.get("content-encoding", "identity") != "identity":
+        return None
+    return int(length) if length.isdecimal() else None
+
+
+def _offered(response: requests.Response, total: int | None) -> _Version | None:
+    etag = response.headers.get("etag", "")
+    if total is None or response.headers.get("accept-ranges") != "bytes" or not etag.startswith('"'):
+        return None
+    return _Version(etag, total)
+
+
+def _continues(response: requests.Response, start: int, version: _Version) -> bool:
+    expected = f"bytes {start}-{version.total - 1}/{version.total}"
+    return (
+        response.headers.get("content-range") == expected
+        and response.headers.get("etag", version.etag) == version.etag
+        and response.headers.get("content-encoding", "identity") == "identity"
+    )

@@ -1,0 +1,201 @@
+"""One HTTP exchange with the service: settings in, a response or one of our errors out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, quote_plus, urlsplit
+
+import msgspec
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import LocationParseError, NewConnectionError
+
+from airflow_provider_openai_batches.api.errors import (
+    APIConnectionError,
+    APIStatusError,
+    InvalidInputError,
+    InvalidResponseError,
+    status_error,
+)
+from airflow_provider_openai_batches.api.settings import ClientSettings
+
+_CONNECT_TIMEOUT_S = 10.0
+_SEND_TIMEOUT_S = 60.0
+"""For uploads: urllib3 holds each write on a new connection to the connect timeout."""
+
+_TRANSFER_TIMEOUT_S = 600.0
+_ERROR_BODY_BYTES = 65_536
+_SHORTEST_SECRET = 6
+"""Shorter values (``1``, ``none``) hide nothing, and redacting them would make messages unreadable."""
+
+
+class _ServiceAuth(requests.auth.AuthBase):
+    """Sets our headers, and as an explicit auth keeps requests from looking into ``~/.netrc``."""
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self.headers = headers
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers.update(self.headers)
+        return request
+
+
+class _Session(requests.Session):
+    """Drops every header of the connection when a redirect leaves the service's host, not only ``Authorization``."""
+
+    def __init__(self, settings: ClientSettings) -> None:
+        super().__init__()
+        self.auth = _ServiceAuth(settings.request_headers())
+        # Retries are tenacity's alone: two layers would multiply, and urllib3 would repeat a POST.
+        self.mount("http://", HTTPAdapter(max_retries=0))
+        self.mount("https://", HTTPAdapter(max_retries=0))
+        self.headers["Accept-Encoding"] = "identity"
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        if self.should_strip_auth(response.request.url, prepared_request.url):  # type: ignore[no-untyped-call]
+            assert isinstance(self.auth, _ServiceAuth)
+            for name in self.auth.headers:
+                prepared_request.headers.pop(name, None)
+
+
+class ServiceSession:
+    """Sends one request and turns whatever goes wrong into this package's errors.
+
+    :param settings: where the service is and who is calling
+    """
+
+    def __init__(self, settings: ClientSettings) -> None:
+        self.settings = settings
+        self._session = _Session(settings)
+        values = (settings.api_key, *settings.headers.values(), *settings.query.values())
+        secrets = {str(value) for value in values if len(str(value)) >= _SHORTEST_SECRET}
+        # Errors about URLs show the query as it is sent.
+        secrets |= {quote(secret, safe="") for secret in secrets} | {quote_plus(secret) for secret in secrets}
+        self._secrets = sorted(secrets, key=len, reverse=True)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    def send(
+        self,
+        method: str,
+        *path: str,
+        params: Mapping[str, Any] | None = None,
+        body: Any = None,
+        content_type: str = "application/json",
+        headers: Mapping[str, str] | None = None,
+        stream: bool = False,
+        transfer: bool = False,
+    ) -> requests.Response:
+        """Make one request.
+
+        :param method: HTTP method
+        :param path: segments below the base URL; each is quoted, so that no id can leave its place
+        :param params: query parameters, beside the connection's
+        :param body: bytes or a readable stream
+        :param content_type: of the body
+        :param headers: further headers
+        :param stream: leave the response's body unread and follow redirects, for downloads
+        :param transfer: a file goes either way, so the server may be silent for longer
+        :raises APIStatusError: HTTP 400 and above
+        :raises APIConnectionError: no complete answer
+        :raises InvalidResponseError: a redirect where the API has none
+        """
+        route = "/" + "/".join(quote(segment, safe="") for segment in path)
+        call = f"{method} {route}"
+        timeout = max(self.settings.timeout_s, _TRANSFER_TIMEOUT_S) if transfer else self.settings.timeout_s
+        connect_timeout = _SEND_TIMEOUT_S if transfer and body is not None else _CONNECT_TIMEOUT_S
+        try:
+            response = self._session.request(
+                method,
+                self.settings.base_url + route,
+                params={**self.settings.query, **(params or {})},
+                data=body,
+                headers={**({} if body is None else {"Content-Type": content_type}), **(headers or {})},
+                timeout=(min(connect_timeout, timeout), timeout),
+                stream=stream,
+                allow_redirects=stream,
+            )
+        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, LocationParseError) as error:
+            reason = self._redacted(str(error))
+            raise InvalidInputError("host", f"{self.settings.base_url} is no usable URL: {reason}") from None
+        except requests.RequestException as error:
+            raise self.connection_error(call, error) from None
+        if response.status_code >= 400:
+            raise self._refused(call, response)
+        if response.is_redirect:
+            raise InvalidResponseError(
+                f"{call} was redirected to {self._redacted(response.headers.get('location', ''))}. "
+                "Put the URL that serves the API itself into the connection's host.",
+                maybe_applied=False,
+            )
+        return response
+
+    def json(self, method: str, *path: str, **options: Any) -> dict[str, Any]:
+        """Make one request and decode the JSON object of its answer.
+
+        :raises InvalidResponseError: the answer is something else
+        """
+        response = self.send(method, *path, **options)
+        try:
+            decoded = msgspec.json.decode(response.content)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            decoded = None
+        if not isinstance(decoded, dict):
+            kind = self._redacted(response.headers.get("content-type", "no content type"))
+            raise InvalidResponseError(
+                f"{method} /{'/'.join(path)} at {self.settings.base_url} answered {response.status_code} with {kind}, "
+                "not a JSON object. Is the connection's host the base URL of the API, including '/v1'?"
+            )
+        return decoded
+
+    def connection_error(self, call: str, error: requests.RequestException) -> APIConnectionError:
+        """Describe an exchange that ended without a complete answer.
+
+        The cause is cut off on purpose: what requests raises can hold the headers.
+        """
+        host = urlsplit(self.settings.base_url).netloc
+        text = self._redacted(str(error))
+        if "CERTIFICATE_VERIFY_FAILED" in text:
+            return APIConnectionError(
+                f"{call}: no trusted connection to {host}: {text}. "
+                "Check the connection's host and this machine's CA certificates.",
+                transient=False,
+                maybe_applied=False,
+            )
+        if _never_connected(error):
+            return APIConnectionError(
+                f"{call}: no connection to {host}: {type(error).__name__}: {text}. "
+                "Check the connection's host, the network and its proxy.",
+                maybe_applied=False,
+            )
+        kind = "timed out" if isinstance(error, requests.Timeout) else "got no complete answer"
+        failure = APIConnectionError(f"{call} to {host} {kind}: {type(error).__name__}: {text}")
+        failure.timed_out = isinstance(error, requests.Timeout)
+        return failure
+
+    def _refused(self, call: str, response: requests.Response) -> APIStatusError:
+        body = bytearray()
+        with contextlib.closing(response), contextlib.suppress(requests.RequestException):
+            for chunk in response.iter_content(_ERROR_BODY_BYTES):
+                body += chunk
+                if len(body) >= _ERROR_BODY_BYTES:
+                    break
+        # Some gateways repeat the whole key in their 401.
+        return status_error(call, response.status_code, response.headers, bytes(body), redacted=self._redacted)
+
+    def _redacted(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+
+def _never_connected(error: requests.RequestException) -> bool:
+    """Whether the request cannot have been sent, because there was nothing to send it through."""
+    if isinstance(error, (requests.exceptions.ConnectTimeout, requests.exceptions.ProxyError)):
+        return True
+    cause = error.args[0] if error.args else None
+    return isinstance(getattr(cause, "reason", None), NewConnectionError)
