@@ -1,0 +1,131 @@
+"""The command line: ``openai-batches-emulator``, or ``python -m airflow_provider_openai_batches.emulator``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib.util
+import json
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_openai_batches.emulator.faults import FaultError, Rule, parse_rules
+
+if TYPE_CHECKING:
+    from airflow_provider_openai_batches.emulator.service import Settings
+
+_NEEDS_AIOHTTP = 'The emulator needs aiohttp. Install it with: pip install "airflow-provider-openai-batches[emulator]"'
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the emulator until SIGINT or SIGTERM.
+
+    :param argv: the arguments; default: those of the process
+    :return: the exit code: 0, or 1 with one line on stderr
+    """
+    arguments = vars(_parser().parse_args(argv))
+    if importlib.util.find_spec("aiohttp") is None:
+        return _fail(_NEEDS_AIOHTTP)
+    from airflow_provider_openai_batches.emulator.service import Settings
+    from airflow_provider_openai_batches.emulator.store import DataDirInUseError
+
+    data_dir = arguments.pop("data_dir")
+    arguments["token_limits"] = dict(arguments["token_limits"])
+    with contextlib.ExitStack() as stack:
+        if data_dir is None:
+            data_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="openai-batches-emulator-"))
+        settings = Settings(data_dir=Path(data_dir), **arguments)
+        try:
+            asyncio.run(_serve(settings))
+        except DataDirInUseError as error:
+            return _fail(str(error))
+        except OSError as error:
+            if error.filename is not None:
+                return _fail(f"cannot use {error.filename}: {error.strerror}")
+            return _fail(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}")
+    return 0
+
+
+async def _serve(settings: Settings) -> None:
+    from airflow_provider_openai_batches.emulator.service import serving
+
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    async with serving(settings) as service:
+        print(f"openai-batches-emulator listening on {service.base_url}", flush=True)
+        await stopped.wait()
+
+
+def _fail(message: str) -> int:
+    print(f"openai-batches-emulator: {message}", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="openai-batches-emulator",
+        description="A local server that speaks the OpenAI Batch API.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on")
+    add("--port", type=int, default=8080, help="port to listen on; 0 takes any free one")
+    add("--data-dir", metavar="DIR", help="where files and batches are kept (default: a temporary directory)")
+    add("--api-key", metavar="KEY", help="the key every call must bring (default: any, or none)")
+    add("--speed", type=_positive, default=1.0, help="virtual seconds per real second; 0 stands still until advanced")
+    add("--batch-seconds", type=_positive, default=120.0, help="virtual seconds the requests of a batch take")
+    add(
+        "--token-limit",
+        dest="token_limits",
+        type=_token_limit,
+        action="append",
+        default=[],
+        metavar="MODEL=TOKENS",
+        help="queued prompt tokens of a model, * for any other; repeatable (default: no limit)",
+    )
+    add("--faults", type=_faults, default=(), metavar="FILE", help="JSON file with fault rules")
+    add("--upstream", metavar="URL", help="OpenAI-compatible server that answers the requests (default: made up)")
+    add("--upstream-api-key", metavar="KEY", help="its key")
+    add("--upstream-concurrency", type=_count, default=8, help="requests under way there at any time")
+    add("--webhook-url", metavar="URL", help="told of every batch that ends (default: nobody)")
+    add("--webhook-secret", metavar="SECRET", default="", help="signs what is sent there")
+    return parser
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError("must be a number from 0")
+    return number
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError("must be a whole number from 1")
+    return int(text)
+
+
+def _token_limit(text: str) -> tuple[str, int]:
+    model, _, tokens = text.rpartition("=")
+    if not model or not tokens.isdigit():
+        raise argparse.ArgumentTypeError(f"expected MODEL=TOKENS, got {text!r}")
+    return model, int(tokens)
+
+
+def _faults(path: str) -> tuple[Rule, ...]:
+    try:
+        raw: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+        return tuple(parse_rules(raw))
+    except (OSError, ValueError) as error:
+        kind = "" if isinstance(error, FaultError) else "cannot read it: "
+        raise argparse.ArgumentTypeError(f"{path}: {kind}{error}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
