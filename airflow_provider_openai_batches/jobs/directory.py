@@ -1,0 +1,257 @@
+"""A job's directory on local disk or any object storage. Every file in it is whole or absent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+
+_DRAFTS = "_job/.drafts"
+
+
+def open_directory(location: str | Path | ObjectStoragePath) -> JobDirectory:
+    """Return the directory at a path or URI. It need not exist.
+
+    :param location: local path, URI such as ``s3://conn@bucket/key``, or ObjectStoragePath
+    """
+    if isinstance(location, Path):
+        return _LocalDirectory(location)
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+    path = ObjectStoragePath(location) if isinstance(location, str) else location
+    return _LocalDirectory(Path(path.path)) if path.protocol in ("", "file", "local") else _RemoteDirectory(path)
+
+
+class JobDirectory(ABC):
+    """What a job needs of its storage. Names are relative, with ``/`` between parts."""
+
+    @abstractmethod
+    def path(self, name: str) -> str:
+        """Return a file's full path or URI."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes | None:
+        """Return a small file's content, or None if there is no such file."""
+
+    @abstractmethod
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small file, replacing what was there."""
+
+    @abstractmethod
+    def claim(self, name: str, content: bytes) -> bool:
+        """Write a small file only if there is none; of several who try at once, one gets True."""
+
+    @abstractmethod
+    def publish(self, local: Path, name: str) -> None:
+        """Move a finished local file to its place. The local one is gone afterwards."""
+
+    @abstractmethod
+    @contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        """Give a local path to read a file from, for as long as the context is open.
+
+        :raises FileNotFoundError: there is no such file
+        """
+
+    @abstractmethod
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Remove a file, if it is there."""
+
+    @abstractmethod
+    def delete_folder(self, name: str) -> None:
+        """Remove a folder and all in it, if it is there."""
+
+    @abstractmethod
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """Give a local directory for files in the making; it is gone when the context closes."""
+
+    @abstractmethod
+    def clean(self) -> None:
+        """Remove the files in the making of processes that died. Nobody may be writing any more."""
+
+
+class _LocalDirectory(JobDirectory):
+    """A job's directory on a file system that all workers share.
+
+    :param root: the directory
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def path(self, name: str) -> str:
+        return str(self.root / name)
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            return (self.root / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, content: bytes) -> None:
+        self._draft(name, content).replace(self.root / name)
+
+    def claim(self, name: str, content: bytes) -> bool:
+        draft = self._draft(name, content)
+        try:
+            # Unlike opening with O_EXCL, a link makes the whole content appear at once.
+            os.link(draft, self.root / name)
+        except FileExistsError:
+            return False
+        finally:
+            draft.unlink()
+        return True
+
+    def publish(self, local: Path, name: str) -> None:
+        target = self.root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = self._new_draft()
+        try:
+            with local.open("rb") as content:
+                os.fsync(content.fileno())
+            # Within one file system this is a rename, across two a copy; only the second rename shows the file.
+            shutil.move(local, draft)
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    @contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        path = self.root / name
+        if not path.exists():
+            raise FileNotFoundError(path)
+        yield path
+
+    def exists(self, name: str) -> bool:
+        return (self.root / name).exists()
+
+    def delete(self, name: str) -> None:
+        (self.root / name).unlink(missing_ok=True)
+
+    def delete_folder(self, name: str) -> None:
+        shutil.rmtree(self.root / name, ignore_errors=True)
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        # On the same file system, so that publishing is a rename.
+        directory = self._new_draft()
+        directory.mkdir()
+        try:
+            yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def clean(self) -> None:
+        shutil.rmtree(self.root / _DRAFTS, ignore_errors=True)
+
+    def _new_draft(self) -> Path:
+        drafts = self.root / _DRAFTS
+        drafts.mkdir(parents=True, exist_ok=True)
+        return drafts / uuid.uuid4().hex
+
+    def _draft(self, name: str, content: bytes) -> Path:
+        (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+        draft = self._new_draft()
+        with draft.open("wb") as sink:
+            sink.write(content)
+            sink.flush()
+            os.fsync(sink.fileno())
+        return draft
+
+
+class _RemoteDirectory(JobDirectory):
+    """A job's directory on object storage, where an object appears when its upload is complete.
+
+    :param root: the directory
+    """
+
+    def __init__(self, root: ObjectStoragePath) -> None:
+        self.root = root
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def path(self, name: str) -> str:
+        return str(self.root / name)
+
+    def read(self, name: str) -> bytes | None:
+        path = self.root / name
+        self._forget(path)
+        try:
+            content: bytes = path.fs.cat_file(path.path)
+        except FileNotFoundError:
+            return None
+        return content
+
+    def write(self, name: str, content: bytes) -> None:
+        path = self.root / name
+        path.fs.pipe_file(path.path, content)
+
+    def claim(self, name: str, content: bytes) -> bool:
+        path = self.root / name
+        self._forget(path)
+        try:
+            # S3 and GCS make this atomic; elsewhere fsspec looks first, which leaves a gap of milliseconds.
+            path.fs.pipe_file(path.path, content, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def publish(self, local: Path, name: str) -> None:
+        path = self.root / name
+        path.fs.put_file(str(local), path.path)
+        local.unlink()
+
+    @contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        path = self.root / name
+        with TemporaryDirectory(prefix="openai-batches-") as directory:
+            copy = Path(directory, "copy")
+            path.fs.get_file(path.path, str(copy))
+            yield copy
+
+    def exists(self, name: str) -> bool:
+        path = self.root / name
+        self._forget(path)
+        return bool(path.fs.exists(path.path))
+
+    def delete(self, name: str) -> None:
+        path = self.root / name
+        with suppress(FileNotFoundError):
+            path.fs.rm_file(path.path)
+        self._forget(path)
+
+    def delete_folder(self, name: str) -> None:
+        path = self.root / name
+        with suppress(FileNotFoundError):
+            path.fs.rm(path.path, recursive=True)
+        self._forget(path)
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        with TemporaryDirectory(prefix="openai-batches-") as directory:
+            yield Path(directory)
+
+    def clean(self) -> None:
+        pass  # They are in the temporary directory of the machine that died.
+
+    def _forget(self, path: ObjectStoragePath) -> None:
+        # Another worker may have changed what fsspec has listed before.
+        path.fs.invalidate_cache()

@@ -1,0 +1,358 @@
+"""A job from rows to answers, one resumable step at a time.
+
+:func:`advance` is the only way forward. It reads what is known, does all that can be done now, writes the ledger after
+each step that cannot be taken back, and says what to wait for. First run, resume from deferral, task retry, crash and
+waiting in the task itself all call it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any
+
+from airflow_provider_openai_batches.api.client import BatchClient
+from airflow_provider_openai_batches.api.errors import NotFoundError, OpenAIBatchesError
+from airflow_provider_openai_batches.api.models import Batch, BatchStatus
+from airflow_provider_openai_batches.jobs.directory import JobDirectory
+from airflow_provider_openai_batches.jobs.finish import estimate, finish
+from airflow_provider_openai_batches.jobs.landing import land, lost, review
+from airflow_provider_openai_batches.jobs.ledger import (
+    Ledger,
+    LedgerError,
+    Shard,
+    begin_generation,
+    owns,
+    save_ledger,
+)
+from airflow_provider_openai_batches.jobs.plan import JobSettings, make_plan
+from airflow_provider_openai_batches.jobs.purchase import buy, cancel_twins
+from airflow_provider_openai_batches.jobs.queue import admitted, has_slot, release
+from airflow_provider_openai_batches.jobs.requests import Request
+from airflow_provider_openai_batches.sighting import look
+
+log = logging.getLogger(__name__)
+
+TROUBLE_WAIT_S = (30.0, 1800.0)
+"""First and longest pause of a shard after a call that failed in spite of the client's own retries."""
+
+MOST_TROUBLES = 20
+"""Such pauses in a row before the task fails: most of a working day. Its next attempt goes on all the same."""
+
+
+@dataclass
+class Job:
+    """A job in the hands of one attempt.
+
+    :param directory: where everything it knows is kept
+    :param ledger: its record
+    :param settings: what the operator was told
+    :param client: for everything but creating
+    :param creator: for creating: makes one attempt per call, since repeating is :func:`buy`'s decision
+    :param read_requests: reads the source, once per plan
+    :param clock: unix time
+    :param monotonic: seconds that no one can turn back, to tell how long this process was held up
+    :param patience: scales all pauses; 1 but for tests
+    """
+
+    directory: JobDirectory
+    ledger: Ledger
+    settings: JobSettings
+    client: BatchClient
+    creator: BatchClient
+    read_requests: Callable[[], Iterator[Request]]
+    clock: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = time.monotonic
+    patience: float = 1.0
+    # What one step has seen: batches that are over, and the tokens queued per model by all DAGs.
+    seen: dict[str, Batch] = field(default_factory=dict)
+    queued: dict[str, int] | None = None
+
+    def now(self) -> float:
+        """Unix time."""
+        return self.clock()
+
+    def save(self) -> None:
+        """Write the ledger."""
+        save_ledger(self.directory, self.ledger)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Nothing more can be done now.
+
+    :param batch_ids: batches that are going on; any of them may end
+    :param not_before: unix time at which something can be done even if none ends; None for never
+    """
+
+    batch_ids: list[str]
+    not_before: float | None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Every row has its result.
+
+    :param manifest: what came of the job
+    """
+
+    manifest: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The time was up. What was finished is landed and in the results; the next attempt buys only the rest.
+
+    :param manifest: what came of the job so far
+    """
+
+    manifest: dict[str, Any]
+
+
+class Step(Enum):
+    """What a shard needs next."""
+
+    NOTHING = auto()
+    UPLOAD = auto()
+    BUY = auto()
+    LAND = auto()
+    REVIEW = auto()
+    WAIT = auto()
+
+
+def next_step(shard: Shard, now: float, *, buying: bool) -> Step:
+    """Decide what a shard needs.
+
+    :param shard: as the ledger has it
+    :param now: unix time
+    :param buying: whether anything may be bought, or only landed what was
+    """
+    current = shard.round
+    if shard.finished:
+        return Step.NOTHING
+    if current.landed:
+        return Step.REVIEW
+    if current.is_active or now < current.not_before:
+        return Step.WAIT
+    if current.batch_id is not None:
+        return Step.LAND
+    if current.intent_at is not None:
+        # A create whose answer was lost may have bought something: that has to be found out in any case.
+        return Step.BUY
+    if not buying:
+        return Step.NOTHING
+    return Step.UPLOAD if current.file_id is None else Step.BUY
+
+
+def advance(job: Job) -> Waiting | Finished | Stopped:
+    """Do all that can be done now.
+
+    When a shard fails for good, the others land what they have, nothing more is bought, and then its error is raised.
+
+    :raises InvalidInputError: the source has a row that cannot be sent; nothing was bought
+    :raises BatchFailedError: the service refused a shard for good
+    :raises OpenAIBatchesError: the service has trouble beyond the client's patience; calling again goes on
+    """
+    ledger = job.ledger
+    if ledger.manifest is not None:
+        return Finished(ledger.manifest)
+    if not ledger.planned:
+        make_plan(job)
+    if job.settings.dry_run:
+        return Finished(estimate(job))
+    job.seen.clear()
+    job.queued = None
+    _stop_if_late(job)
+    errors = _look_at_batches(job)
+    if ledger.stopping:
+        cancel(job)
+    for shard in list(ledger.shards):
+        error = _advance_shard(job, shard, buying=not ledger.stopping and not errors)
+        if error is not None:
+            errors.append(error)
+    if errors:
+        raise _first(errors)
+    steps = {next_step(shard, job.now(), buying=not ledger.stopping) for shard in ledger.shards}
+    if steps <= {Step.NOTHING}:
+        return _end(job)
+    return Waiting([current.batch_id or "" for current in ledger.active_rounds], _next_look(job))
+
+
+def cancel(job: Job) -> None:
+    """Ask all batches that are going on to stop. What they have finished is landed when they are over.
+
+    Does nothing if another attempt has taken the job over: the batches are that one's now.
+    """
+    if not owns(job.directory, job.ledger):
+        return
+    for current in job.ledger.active_rounds:
+        if current.status == BatchStatus.CANCELLING:
+            continue
+        assert current.batch_id is not None
+        try:
+            current.status = job.client.cancel_batch(current.batch_id).status
+        except OpenAIBatchesError as error:
+            log.warning("Could not cancel batch %s: %s", current.batch_id, error)
+
+
+def _end(job: Job) -> Waiting | Finished | Stopped:
+    ledger = job.ledger
+    cancel_twins(job)
+    manifest = finish(job)
+    if ledger.replanning:
+        ledger.manifest, deadline = manifest, ledger.deadline
+        begin_generation(ledger, ledger.max_tries)
+        ledger.deadline = deadline
+        job.save()
+        return advance(job)
+    if not all(shard.finished for shard in ledger.shards):
+        return Stopped(manifest)
+    if job.settings.delete_remote_files:
+        _delete_remote_files(job)
+    ledger.manifest = manifest
+    job.save()
+    job.directory.clean()
+    return Finished(manifest)
+
+
+def _first(errors: list[OpenAIBatchesError]) -> OpenAIBatchesError:
+    first, *others = errors
+    for other in others:
+        first.add_note(f"Also: {other}")
+    return first
+
+
+def _next_look(job: Job) -> float | None:
+    """Return when something can be done even if no batch ends: a pause that is over, the deadline, another look."""
+    now, ledger = job.now(), job.ledger
+    times = []
+    for shard in ledger.shards:
+        current = shard.round
+        match next_step(shard, now, buying=not ledger.stopping):
+            case Step.WAIT if not current.is_active:
+                times.append(current.not_before)
+            case Step.WAIT if current.troubles or (ledger.stopping and current.status != BatchStatus.CANCELLING):
+                times.append(now + TROUBLE_WAIT_S[0] * job.patience)
+            case Step.BUY if current.intent_at is None and not has_slot(job):
+                pass  # The end of a batch is what this one waits for.
+            case Step.UPLOAD | Step.BUY | Step.LAND | Step.REVIEW:
+                times.append(now)
+    if ledger.deadline is not None and not ledger.stopping:
+        times.append(ledger.deadline)
+    return min(times, default=None)
+
+
+def _advance_shard(job: Job, shard: Shard, *, buying: bool) -> OpenAIBatchesError | None:
+    """Take a shard as far as it goes. Trouble that passes makes this shard wait, and no other.
+
+    :return: trouble that does not pass
+    """
+    try:
+        _take_steps(job, shard, buying=buying)
+    except LedgerError:
+        raise
+    except OpenAIBatchesError as error:
+        current = shard.round
+        if not error.transient or current.troubles >= MOST_TROUBLES:
+            return error
+        first, longest = TROUBLE_WAIT_S
+        wait = max(error.retry_after_s or 0.0, min(first * 2**current.troubles, longest) * job.patience)
+        current.troubles += 1
+        current.not_before = job.now() + wait
+        job.save()
+        log.warning("Shard %d goes on in %.0f seconds: %s", shard.index, wait, error)
+    return None
+
+
+def _take_steps(job: Job, shard: Shard, *, buying: bool) -> None:
+    while shard in job.ledger.shards:
+        match next_step(shard, job.now(), buying=buying):
+            case Step.UPLOAD:
+                _upload(job, shard)
+            case Step.BUY:
+                if shard.round.intent_at is None and not admitted(job, shard):
+                    return
+                buy(job, shard, send=buying)
+            case Step.LAND:
+                land(job, shard)
+            case Step.REVIEW:
+                review(job, shard)
+            case Step.WAIT | Step.NOTHING:
+                return
+
+
+def _stop_if_late(job: Job) -> None:
+    ledger = job.ledger
+    if ledger.stopping or ledger.deadline is None or job.now() < ledger.deadline:
+        return
+    log.warning("The job's time is up: cancelling %d batches and keeping what they finish.", len(ledger.active_rounds))
+    ledger.stopping = True
+    job.save()
+
+
+def _look_at_batches(job: Job) -> list[OpenAIBatchesError]:
+    """Bring the statuses of all batches up to date. One that cannot be seen stays as it was.
+
+    :return: errors of batches that are lost, or of a service that refuses to tell
+    """
+    active = {shard.round.batch_id or "": shard for shard in job.ledger.shards if shard.round.is_active}
+    errors: list[OpenAIBatchesError] = []
+    if not active:
+        return errors
+    sighting = look(job.client, active.keys(), threading.Event())
+    for batch_id, batch in sighting.batches.items():
+        shard = active[batch_id]
+        shard.round.status = batch.status
+        shard.round.troubles = 0
+        if batch.is_terminal:
+            job.seen[batch_id] = batch
+            # One that failed may have found the queue full itself.
+            if batch.status != BatchStatus.FAILED:
+                release(job, shard.model)
+    for batch_id, error in sighting.errors.items():
+        if not isinstance(error, NotFoundError):
+            log.warning("Could not look at batch %s: %s", batch_id, error)
+            continue
+        shard = active[batch_id]
+        try:
+            lost(job, shard, error)
+        except OpenAIBatchesError as gone:
+            if not gone.transient:
+                errors.append(gone)
+            shard.round.troubles += 1
+    if sighting.outage is not None:
+        log.warning("Could not look at the batches: %s", sighting.outage)
+        if not sighting.outage.transient:
+            # A revoked key, say. The batches go on, and the next attempt finds them where they are.
+            errors.append(sighting.outage)
+    job.save()
+    return errors
+
+
+def _upload(job: Job, shard: Shard) -> None:
+    current = shard.round
+    name = f"{job.ledger.job_id}-shard-{shard.index:05d}-round-{current.number}.jsonl"
+    with job.directory.local(shard.file("requests", current.number)) as path:
+        file = job.client.upload_file(
+            lambda: path.open("rb"), filename=name, expires_after=job.settings.file_expires_after
+        )
+    current.file_id = file.id
+    current.troubles = 0
+    job.save()
+    log.info("Uploaded shard %d, round %d: %d requests, %d bytes.", shard.index, current.number, current.requests,
+             current.bytes)  # fmt: skip
+
+
+def _delete_remote_files(job: Job) -> None:
+    """Delete the service's copies. One that cannot be deleted now expires by itself."""
+    rounds = [landed for shard in job.ledger.shards for landed in shard.rounds]
+    file_ids = [file_id for each in rounds for file_id in (each.file_id, each.output_file_id, each.error_file_id)]
+    for file_id in filter(None, [*file_ids, *job.ledger.unused_files]):
+        try:
+            job.client.delete_file(file_id)
+        except OpenAIBatchesError as error:
+            log.warning("Could not delete file %s: %s", file_id, error)

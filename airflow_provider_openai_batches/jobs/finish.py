@@ -1,0 +1,147 @@
+"""The end of a job: every row's result in input order, and what it all came to."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from airflow_provider_openai_batches.api.errors import OpenAIBatchesError
+from airflow_provider_openai_batches.api.models import Usage
+from airflow_provider_openai_batches.jobs.classify import RowStatus
+from airflow_provider_openai_batches.jobs.kept import kept_file, kept_rows
+from airflow_provider_openai_batches.jobs.ledger import Shard
+from airflow_provider_openai_batches.jobs.parts import output_column, write_parts
+from airflow_provider_openai_batches.jobs.pricing import cost
+from airflow_provider_openai_batches.jobs.results import ResultRow, ShardReport, ShardReview
+from airflow_provider_openai_batches.jobs.rounds import RoundFiles
+
+if TYPE_CHECKING:
+    from airflow_provider_openai_batches.jobs.engine import Job
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def open_shard(job: Job, shard: Shard) -> Iterator[ShardReview]:
+    """Give the review of a shard's landed rounds, its files being at hand while the context is open."""
+    with ExitStack() as stack:
+
+        def local(kind: str, number: int | None = None) -> Path:
+            return stack.enter_context(job.directory.local(shard.file(kind, number)))
+
+        rounds = [
+            RoundFiles(
+                batch_id=landed.batch_id or "",
+                batch_status=landed.status or "",
+                requests=local("requests", landed.number),
+                output=local("output", landed.number) if landed.has_output else None,
+                errors=local("errors", landed.number) if landed.has_errors else None,
+            )
+            for landed in shard.rounds
+            if landed.landed
+        ]
+        yield ShardReview(local("context"), rounds, job.settings.rules)
+
+
+class _Totals:
+    """What the shards add up to."""
+
+    def __init__(self, kept: int) -> None:
+        self.by_status: Counter[str] = Counter({"succeeded": kept} if kept else {})
+        self.by_error: Counter[str] = Counter()
+        self.usage: dict[str, Usage] = {}
+
+    def add(self, model: str, report: ShardReport) -> None:
+        self.by_status.update(report.by_status)
+        self.by_error.update(report.by_error)
+        self.usage[model] = self.usage.get(model, Usage()) + report.usage
+
+
+def finish(job: Job) -> dict[str, Any]:
+    """Write the result files and return the manifest. Can be called again, with the same outcome.
+
+    A job that was stopped has rows that never ran; they get a result row that says so.
+    """
+    ledger, settings = job.ledger, job.settings
+    totals = _Totals(ledger.kept_rows)
+    results: list[str] = []
+    with ExitStack() as stack:
+        staging = stack.enter_context(job.directory.staging())
+        chains: list[Iterator[ResultRow]] = [
+            _model_rows(job, [shard for shard in ledger.shards if shard.model == model], totals)
+            for model in dict.fromkeys(shard.model for shard in ledger.shards)
+        ]
+        if ledger.kept_rows:
+            local = stack.enter_context(job.directory.local(kept_file(ledger.plan)))
+            chains.append(kept_rows(local))
+        column = output_column(ledger.endpoint, structured=settings.rules.parse_output is not None)
+        for part in write_parts(chains, staging, format=settings.output_format, column=column):
+            name = f"results/{part.path.name}"
+            job.directory.publish(part.path, name)
+            results.append(job.directory.path(name))
+    _drop_stale_parts(job, len(results))
+    written = sum(totals.by_status.values())
+    if written != ledger.rows:
+        raise OpenAIBatchesError(
+            f"{job.directory} has {ledger.rows:,} rows but {written:,} results. This is a defect; please report it."
+        )
+    return _manifest(job, totals, results)
+
+
+def estimate(job: Job) -> dict[str, Any]:
+    """Return the manifest of a dry run. Results of an earlier run stay where they are."""
+    totals = _Totals(job.ledger.kept_rows)
+    if left := job.ledger.rows - job.ledger.kept_rows:
+        totals.by_status[RowStatus.MISSING.value] = totals.by_error["not_submitted"] = left
+    return _manifest(job, totals, [])
+
+
+def _model_rows(job: Job, shards: list[Shard], totals: _Totals) -> Iterator[ResultRow]:
+    """Iterate over the rows of one model, which its shards hold one after the other."""
+    for shard in sorted(shards, key=lambda shard: shard.first_index):
+        with open_shard(job, shard) as review:
+            totals.add(shard.model, review.report)
+            yield from review.rows()
+        # Else it stays in memory beside the next one.
+        del review
+
+
+def _drop_stale_parts(job: Job, count: int) -> None:
+    """Remove result files of a generation that had more of them, or another format."""
+    for form in ("jsonl", "parquet"):
+        number = count if form == job.settings.output_format else 0
+        while job.directory.exists(f"results/part-{number:05d}.{form}"):
+            job.directory.delete(f"results/part-{number:05d}.{form}")
+            number += 1
+
+
+def _manifest(job: Job, totals: _Totals, results: list[str]) -> dict[str, Any]:
+    ledger = job.ledger
+    succeeded = totals.by_status["succeeded"]
+    spent = sum(totals.usage.values(), start=Usage())
+    price = cost(totals.usage, job.settings.prices) if job.settings.prices else None
+    return {
+        "job_id": ledger.job_id,
+        "output_path": str(job.directory),
+        "results": results,
+        "requests": ledger.rows,
+        "succeeded": succeeded,
+        "failed": ledger.rows - succeeded,
+        "kept": ledger.kept_rows,
+        "by_status": dict(totals.by_status),
+        "by_error": dict(totals.by_error),
+        "batch_ids": [landed.batch_id for shard in ledger.shards for landed in shard.rounds if landed.batch_id],
+        "twins": list(ledger.twins),
+        "rounds": max((len(shard.rounds) for shard in ledger.shards), default=0),
+        "usage": msgspec.to_builtins(spent),
+        "cost": price,
+        "estimated_cost": ledger.estimated_cost,
+        "started_at": ledger.created_at,
+        "finished_at": job.now(),
+    }

@@ -1,0 +1,109 @@
+"""Answers that an earlier generation of a job has already paid for.
+
+When a finished job is planned again, a row whose custom_id and request are the same as before keeps its answer. Each
+plan writes a key per row for that, in input order; the keys and the result rows of the one before are joined
+through a temporary index on disk, so that a million rows need no memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, BinaryIO
+
+import msgspec
+
+from airflow_provider_openai_batches.jobs.parts import read_results
+from airflow_provider_openai_batches.jobs.requests import Request
+from airflow_provider_openai_batches.jobs.results import ResultRow
+
+if TYPE_CHECKING:
+    from airflow_provider_openai_batches.jobs.directory import JobDirectory
+
+KEY_BYTES = 16
+_ROWS_PER_INSERT = 5_000
+
+
+def keys_file(plan: str) -> str:
+    """Name the file with the keys of a plan's rows, 16 bytes per row in input order."""
+    return f"_job/plan-{plan}.keys.bin"
+
+
+def kept_file(plan: str) -> str:
+    """Name the file with the result rows that a plan took over, in input order."""
+    return f"_job/plan-{plan}.kept.jsonl"
+
+
+def row_key(request: Request) -> bytes:
+    """Identify a row by its custom_id and all of its request."""
+    # The line holds the custom_id too.
+    return hashlib.blake2b(request.line, digest_size=KEY_BYTES).digest()
+
+
+class EarlierAnswers:
+    """Finds the answers of rows that are asked again."""
+
+    def __init__(self, index: sqlite3.Connection | None) -> None:
+        self._index = index
+
+    def find(self, request: Request) -> bytes | None:
+        """Return the result row of the same request, at its new place in the input; None if there is none.
+
+        :param request: the row as it is now
+        """
+        if self._index is None:
+            return None
+        found = self._index.execute("SELECT row FROM answers WHERE key = ?", (row_key(request),)).fetchone()
+        if found is None:
+            return None
+        row = msgspec.json.decode(found[0])
+        context = None if request.context is None else msgspec.Raw(request.context)
+        return msgspec.json.encode(row | {"index": request.index, "context": context})
+
+
+@contextmanager
+def earlier_answers(directory: JobDirectory, plan: str, results: list[str]) -> Iterator[EarlierAnswers]:
+    """Open the answers of a generation.
+
+    :param directory: the job's
+    :param plan: the earlier one's
+    :param results: its result files, in input order; empty if it left none
+    """
+    if not results or not directory.exists(keys_file(plan)):
+        yield EarlierAnswers(None)
+        return
+    with TemporaryDirectory(prefix="openai-batches-") as place, ExitStack() as stack:
+        index = stack.enter_context(closing(sqlite3.connect(Path(place, "answers"))))
+        index.execute("PRAGMA journal_mode = OFF")
+        index.execute("PRAGMA synchronous = OFF")
+        index.execute("CREATE TABLE answers (key BLOB PRIMARY KEY, row BLOB) WITHOUT ROWID")
+        keys = stack.enter_context(stack.enter_context(directory.local(keys_file(plan))).open("rb"))
+        answers = _succeeded(keys, results)
+        while chunk := list(islice(answers, _ROWS_PER_INSERT)):
+            index.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", chunk)
+        yield EarlierAnswers(index)
+
+
+def kept_rows(path: Path) -> Iterator[ResultRow]:
+    """Iterate over the result rows that a generation took over.
+
+    :param path: local copy of :func:`kept_file`
+    """
+    with path.open("rb") as lines:
+        for line in lines:
+            yield _row_decoder.decode(line)
+
+
+def _succeeded(keys: BinaryIO, results: list[str]) -> Iterator[tuple[bytes, bytes]]:
+    for row in read_results({"results": results}):
+        key = keys.read(KEY_BYTES)
+        if row["status"] == "succeeded":
+            yield key, msgspec.json.encode(row)
+
+
+_row_decoder = msgspec.json.Decoder(ResultRow)

@@ -1,0 +1,228 @@
+"""Planning: the source is read once, checked row by row, and written as shards. Nothing is sent or paid here."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Literal
+
+import msgspec
+
+from airflow_provider_openai_batches.api.errors import InvalidInputError
+from airflow_provider_openai_batches.api.models import Usage
+from airflow_provider_openai_batches.jobs.changes import OUTPUT_CAPS
+from airflow_provider_openai_batches.jobs.kept import EarlierAnswers, earlier_answers, kept_file, keys_file, row_key
+from airflow_provider_openai_batches.jobs.ledger import Round, Shard
+from airflow_provider_openai_batches.jobs.pricing import Price, cost
+from airflow_provider_openai_batches.jobs.requests import Request, RequestTemplate
+from airflow_provider_openai_batches.jobs.results import Rules
+from airflow_provider_openai_batches.jobs.shards import ShardFiles, ShardLimits, write_shards
+
+if TYPE_CHECKING:
+    from airflow_provider_openai_batches.jobs.engine import Job
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSettings:
+    """What a job was told, beside its rows.
+
+    :param template: what holds for every request
+    :param limits: what one batch may hold
+    :param rules: what holds for every answer
+    :param max_active_batches: batches of this job that may go on at the same time; None for no limit
+    :param queue_limits: prompt tokens that may be queued per model, by all DAGs of the connection together
+    :param prices: what tokens cost; empty if that is not known
+    :param max_cost: the job is refused before anything is sent if its estimate is above this, in USD
+    :param dry_run: plan and estimate, and send nothing
+    :param output_format: of the result files
+    :param delete_remote_files: delete the service's copies of all files when the job is finished
+    :param file_expires_after: seconds until the service deletes the input files; default: 30 days
+    """
+
+    template: RequestTemplate
+    limits: ShardLimits
+    rules: Rules
+    max_active_batches: int | None = None
+    queue_limits: Mapping[str, int] = field(default_factory=dict)
+    prices: Mapping[str, Price] = field(default_factory=dict)
+    max_cost: float | None = None
+    dry_run: bool = False
+    output_format: Literal["jsonl", "parquet"] = "jsonl"
+    delete_remote_files: bool = False
+    file_expires_after: int | None = None
+
+
+class _Sorter:
+    """Passes on the requests that have to be sent, and writes down what each row is and what is answered already."""
+
+    def __init__(self, earlier: EarlierAnswers, keys: BinaryIO, kept: BinaryIO) -> None:
+        self.rows = self.kept = 0
+        self._earlier, self._keys_file, self._kept_file = earlier, keys, kept
+
+    def to_send(self, requests: Iterator[Request]) -> Iterator[Request]:
+        for request in requests:
+            self.rows += 1
+            self._keys_file.write(row_key(request))
+            answer = self._earlier.find(request)
+            if answer is None:
+                yield request
+            else:
+                self.kept += 1
+                self._kept_file.write(answer + b"\n")
+
+
+def make_plan(job: Job) -> None:
+    """Read the source into shards and write them into the ledger, all or nothing.
+
+    Rows that the generation before has answered, with the same custom_id and the same request, keep their answers and
+    are not sent.
+
+    :raises InvalidInputError: a row cannot be sent, there is no row, or the estimate is above ``max_cost``
+    """
+    ledger = job.ledger
+    replaced = _Leftovers([shard.folder for shard in ledger.shards], [ledger.plan])
+    if not job.settings.dry_run:
+        replaced.plans.append(ledger.earlier_plan)
+    plan = uuid.uuid4().hex
+    with ExitStack() as stack:
+        staging = stack.enter_context(job.directory.staging())
+        earlier = stack.enter_context(earlier_answers(job.directory, ledger.earlier_plan, ledger.earlier_results))
+        keys = stack.enter_context((staging / "keys").open("wb"))
+        kept = stack.enter_context((staging / "kept").open("wb"))
+        sorter = _Sorter(earlier, keys, kept)
+        written = write_shards(sorter.to_send(job.read_requests()), job.settings.limits, staging)
+        shards = [_publish(job, files, replaced) for files in written]
+        keys.close()
+        kept.close()
+        if not sorter.rows:
+            raise InvalidInputError("requests", "there is no row. If that can happen, skip the task upstream.")
+        ledger.estimated_cost = _estimate(shards, job.settings)
+        _check_cost(ledger.estimated_cost, job.settings)
+        job.directory.publish(staging / "keys", keys_file(plan))
+        job.directory.publish(staging / "kept", kept_file(plan))
+    ledger.rows, ledger.kept_rows = sorter.rows, sorter.kept
+    ledger.shards, ledger.plan = shards, plan
+    # A dry run is no plan: the next attempt reads the source again.
+    ledger.planned = not job.settings.dry_run
+    job.save()
+    replaced.delete(job)
+    size, tokens = (sum(getattr(shard.round, name) for shard in shards) for name in ("bytes", "tokens"))
+    log.info(
+        f"Planned {ledger.rows:,} rows: {ledger.kept_rows:,} are answered already, the rest goes into {len(shards):,} "
+        f"shards of {size:,} bytes and about {tokens:,} prompt tokens."
+    )
+
+
+def split_shard(job: Job, shard: Shard) -> None:
+    """Replace a shard that can never fit the model's queue by two halves of it. It has to be in its first round."""
+    replaced = _Leftovers([shard.folder], [])
+    with job.directory.staging() as staging, ExitStack() as stack:
+        contexts = stack.enter_context(stack.enter_context(job.directory.local(shard.file("context"))).open("rb"))
+        requests = stack.enter_context(stack.enter_context(job.directory.local(shard.file("requests", 1))).open("rb"))
+        halves = [
+            _publish(job, _copy_part(contexts, requests, count, shard, staging), replaced)
+            for count in (shard.requests // 2, shard.requests - shard.requests // 2)
+        ]
+    at = job.ledger.shards.index(shard)
+    job.ledger.shards[at : at + 1] = halves
+    if shard.round.file_id is not None:
+        job.ledger.unused_files.append(shard.round.file_id)
+    job.save()
+    replaced.delete(job)
+    log.info("Shard %d is larger than the whole queue of %s: split it in two.", shard.index, shard.model)
+
+
+@dataclass
+class _Leftovers:
+    """What a new plan makes useless."""
+
+    folders: list[str]
+    plans: list[str]
+
+    def delete(self, job: Job) -> None:
+        for folder in self.folders:
+            job.directory.delete_folder(folder)
+        for plan in filter(None, self.plans):
+            job.directory.delete(keys_file(plan))
+            job.directory.delete(kept_file(plan))
+
+
+def _publish(job: Job, files: ShardFiles, leftovers: _Leftovers) -> Shard:
+    """Move a shard's files to a folder of its own, which no other attempt that is planning writes to."""
+    ledger = job.ledger
+    while True:
+        shard = Shard(
+            index=ledger.next_shard,
+            model=files.model,
+            first_index=files.first_index,
+            requests=files.requests,
+            rounds=[Round(1, files.requests, files.bytes, files.tokens)],
+        )
+        ledger.next_shard += 1
+        if job.directory.claim(f"{shard.folder}/planned-by.json", msgspec.json.encode(ledger.attempt)):
+            break
+        leftovers.folders.append(shard.folder)
+    job.directory.publish(files.requests_path, shard.file("requests", 1))
+    job.directory.publish(files.context_path, shard.file("context"))
+    return shard
+
+
+def _copy_part(contexts: BinaryIO, requests: BinaryIO, count: int, shard: Shard, staging: Path) -> ShardFiles:
+    """Write the next rows of a shard's files as files of their own."""
+    paths = staging / "context", staging / "requests"
+    first_index = None
+    with paths[0].open("wb") as sink:
+        for line in islice(contexts, count):
+            first_index = msgspec.json.decode(line)["index"] if first_index is None else first_index
+            sink.write(line)
+    with paths[1].open("wb") as sink:
+        sink.writelines(islice(requests, count))
+    size = paths[1].stat().st_size
+    return ShardFiles(
+        index=0,
+        model=shard.model,
+        requests_path=paths[1],
+        context_path=paths[0],
+        first_index=first_index or 0,
+        requests=count,
+        bytes=size,
+        inputs=count,
+        tokens=-(-shard.round.tokens * size // max(shard.round.bytes, 1)),
+    )
+
+
+def _estimate(shards: list[Shard], settings: JobSettings) -> float | None:
+    """Price the prompts, and the answers as far as a cap on them is given for all requests."""
+    if not settings.prices:
+        return None
+    caps = (settings.template.body.get(name) for name in OUTPUT_CAPS)
+    cap = next((cap for cap in caps if isinstance(cap, int)), 0)
+    usage: dict[str, Usage] = {}
+    for shard in shards:
+        before = usage.get(shard.model, Usage())
+        usage[shard.model] = Usage(
+            input_tokens=before.input_tokens + shard.round.tokens,
+            output_tokens=before.output_tokens + cap * shard.requests,
+        )
+    return cost(usage, settings.prices)
+
+
+def _check_cost(estimated: float | None, settings: JobSettings) -> None:
+    if settings.max_cost is None:
+        return
+    if estimated is None:
+        raise InvalidInputError(
+            "max_cost", "the price of a model is not known. Give `prices` for every model, or take max_cost out."
+        )
+    if estimated > settings.max_cost:
+        raise InvalidInputError(
+            "max_cost",
+            f"the job is estimated at {estimated:,.2f} USD, more than {settings.max_cost:,.2f}. Nothing was sent.",
+        )

@@ -1,0 +1,128 @@
+"""The queue of a model: what may be created now, what waits, and what is too large for it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import TYPE_CHECKING
+
+from airflow_provider_openai_batches.jobs.plan import split_shard
+
+if TYPE_CHECKING:
+    from airflow_provider_openai_batches.api.models import Batch
+    from airflow_provider_openai_batches.jobs.engine import Job
+    from airflow_provider_openai_batches.jobs.ledger import Round, Shard
+
+log = logging.getLogger(__name__)
+
+MODEL_KEY = "airflow_model"
+TOKENS_KEY = "airflow_tokens"
+
+QUEUE_WAIT_S = (60.0, 1800.0)
+"""First and longest pause before a batch that did not fit the queue is created again."""
+
+_QUEUED_WITHIN_S = 48 * 3600
+"""Batches older than this are over: twice the completion window."""
+
+_WAITS_BEFORE_DOUBT = 4
+"""Waits after which our estimate of a shard's tokens is no longer trusted."""
+
+_LIMIT = re.compile(r"limit:\s*([\d,]+)\s*enqueued tokens|limit of\s*([\d.,]+)\s*([KMB])?\s+for the deployment", re.I)
+_UNITS = {"": 1, "K": 1_000, "M": 1_000_000, "B": 1_000_000_000}
+
+
+def has_slot(job: Job) -> bool:
+    """Whether the job may have another batch. A create whose answer was lost counts as one."""
+    most = job.settings.max_active_batches
+    return most is None or sum(shard.round.is_claimed for shard in job.ledger.shards) < most
+
+
+def admitted(job: Job, shard: Shard) -> bool:
+    """Whether a batch may be created now, by the job's own limit and by the queue that all DAGs share.
+
+    If the queue is full, the shard waits.
+    """
+    if not has_slot(job):
+        return False
+    limit = job.settings.queue_limits.get(shard.model)
+    if limit is None:
+        return True
+    queued = _queued_tokens(job, shard.model)
+    # A shard above the limit is let into an empty queue: tokens are estimates, and it would wait for ever.
+    if queued + shard.round.tokens <= limit or not queued:
+        return True
+    postpone(job, shard.round, f"{queued:,} of {limit:,} tokens of {shard.model} are queued")
+    return False
+
+
+def refused_as_full(job: Job, shard: Shard, message: str, retry_after_s: float | None = None) -> None:
+    """Deal with a create that did not fit: wait, or split a shard that can never fit.
+
+    :param message: the service's, which may tell the limit
+    :param retry_after_s: shortest pause the service asks for
+    """
+    if shard.round.number == 1 and shard.round.requests > 1 and _never_fits(shard.round, queue_limit(message)):
+        split_shard(job, shard)
+    else:
+        postpone(job, shard.round, f"the queue of {shard.model} is full", retry_after_s)
+
+
+def postpone(job: Job, current: Round, reason: str, at_least_s: float | None = None) -> None:
+    """Let a round wait, and be created with the same file after that. It costs no row an attempt.
+
+    :param reason: why, for the log
+    :param at_least_s: shortest pause
+    """
+    first, longest = QUEUE_WAIT_S
+    wait = max(at_least_s or 0.0, min(first * 2**current.times_queue_full, longest) * job.patience)
+    current.times_queue_full += 1
+    current.not_before = job.now() + wait
+    job.save()
+    log.info("A batch waits %.0f seconds: %s.", wait, reason)
+
+
+def release(job: Job, model: str) -> None:
+    """Let a shard that waits for the queue try at once, now that a batch of ours has left it.
+
+    Where the limit is known all of them may, since each is checked against it before it costs a call.
+    """
+    waiting = [
+        shard.round
+        for shard in job.ledger.shards
+        if shard.model == model and shard.round.times_queue_full and not shard.round.is_claimed
+        if not shard.round.troubles and not shard.finished
+    ]
+    for current in waiting if model in job.settings.queue_limits else waiting[:1]:
+        current.not_before = 0.0
+
+
+def queue_limit(message: str) -> int | None:
+    """Read the size of a model's queue, in tokens, from the message that says it is full."""
+    found = _LIMIT.search(message)
+    if found is None:
+        return None
+    plain, number, unit = found.groups()
+    return int(float((plain or number).replace(",", "")) * _UNITS[(unit or "").upper()])
+
+
+def _never_fits(current: Round, limit: int | None) -> bool:
+    if limit is None:
+        return False
+    # Estimates are rough: after many waits half the queue's size is suspicious too. Two halves cost nothing more.
+    return current.tokens > limit or (current.times_queue_full >= _WAITS_BEFORE_DOUBT and current.tokens * 2 > limit)
+
+
+def _queued_tokens(job: Job, model: str) -> int:
+    """Sum up the estimates that unfinished batches of all DAGs carry, with one listing per step of the job."""
+    if job.queued is None:
+        job.queued = {}
+        for batch in job.client.batches_since(job.now() - _QUEUED_WITHIN_S):
+            if not batch.is_terminal:
+                for name in filter(None, {batch.metadata.get(MODEL_KEY), batch.model}):
+                    job.queued[name] = job.queued.get(name, 0) + _tokens(batch)
+    return job.queued.get(model, 0)
+
+
+def _tokens(batch: Batch) -> int:
+    text = batch.metadata.get(TOKENS_KEY, "")
+    return int(text) if text.isdecimal() else 0

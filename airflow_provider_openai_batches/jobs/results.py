@@ -1,0 +1,315 @@
+"""A shard's rounds of requests and answers become one row per request, in input order.
+
+Nothing here is a record of its own: what became of each row is worked out from the files every time, so that a crash
+loses nothing. A million rows cost no more memory than the largest shard, because answers are found through an index of
+offsets and are in memory one at a time.
+"""
+
+from __future__ import annotations
+
+import heapq
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from airflow_provider_openai_batches.api.models import Batch, Usage
+from airflow_provider_openai_batches.jobs.changes import changed
+from airflow_provider_openai_batches.jobs.classify import (
+    NOT_SUBMITTED,
+    Dead,
+    Done,
+    Outcome,
+    Retry,
+    RetryLimits,
+    RowFailure,
+    RowStatus,
+    classify,
+    ran,
+)
+from airflow_provider_openai_batches.jobs.lines import ResultLine, parse_line
+from airflow_provider_openai_batches.jobs.rounds import (
+    LineIndex,
+    Oddities,
+    RoundFiles,
+    RoundReader,
+    read_requests,
+)
+
+if TYPE_CHECKING:
+    from airflow_provider_openai_batches.jobs.structured import Parsed
+
+_OPEN, _DONE, _DEAD = range(3)
+_STATES = {Retry: _OPEN, Done: _DONE, Dead: _DEAD}
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job says about its answers.
+
+    :param endpoint: path of its requests
+    :param limits: how often a row may be tried
+    :param parse_output: validates the text of an answer; None where any text will do
+    """
+
+    endpoint: str
+    limits: RetryLimits = RetryLimits()
+    parse_output: Callable[[str], Parsed] | None = None
+
+
+class ResultRow(msgspec.Struct, kw_only=True):
+    """One row of a job's results. ``output`` and ``context`` may be JSON that is passed through undecoded."""
+
+    custom_id: str
+    index: int
+    status: RowStatus
+    output: Any
+    error: RowFailure | None
+    finish_reason: str | None
+    model: str | None
+    usage: Usage | None
+    batch_id: str | None
+    request_id: str | None
+    attempts: int
+    context: Any
+
+
+class ShardReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How a shard stands after its rounds so far.
+
+    :param rows: rows of the shard
+    :param retries: rows for the next round; the shard is finished when there are none
+    :param ran: rows of the last round that reached the model; 0 means that the round brought nothing
+    :param by_status: rows by the status they have if no round follows
+    :param by_error: rows by error code, likewise
+    :param usage: tokens of all rounds together
+    :param oddities: of all rounds together
+    """
+
+    rows: int
+    retries: int
+    ran: int
+    by_status: dict[str, int]
+    by_error: dict[str, int]
+    usage: Usage
+    oddities: Oddities
+
+
+class NextRound(msgspec.Struct, frozen=True):
+    """Size of a request file that was written."""
+
+    requests: int
+    bytes: int
+    tokens: int
+
+
+class ShardReview:
+    """What became of each row of a shard, and what follows from it.
+
+    The files have to stay where they are while it is in use.
+
+    :param context: the shard's context file, one line per row in input order
+    :param rounds: all rounds so far, in order; the first sent every row, the later ones a part, all in input order
+    :param rules: what the job says about its answers
+    """
+
+    def __init__(self, context: Path, rounds: Sequence[RoundFiles], rules: Rules) -> None:
+        self.context = context
+        self.rounds = rounds
+        self.rules = rules
+        self._positions = _read_positions(context)
+        rows = len(self._positions)
+        # The round that says what the row is, counted from 1; 0 while it was never sent.
+        self._rounds = array("H", bytes(2 * rows))
+        self._answers = LineIndex(rows)
+        self._attempts = array("H", bytes(2 * rows))
+        self._states = bytearray(rows)
+        self._kinds = array("L", bytes(array("L").itemsize * rows))
+        self._known_kinds: dict[tuple[RowStatus, str | None], int] = {}
+        self._kind_of(NOT_SUBMITTED)
+        self._usage = Usage()
+        self._ran = 0
+        self._oddities = Oddities()
+        for number in range(1, len(rounds) + 1):
+            self._replay(number)
+
+    @property
+    def report(self) -> ShardReport:
+        """How the shard stands."""
+        kinds = list(self._known_kinds)
+        by_status: Counter[str] = Counter()
+        by_error: Counter[str] = Counter()
+        for kind, count in Counter(self._kinds).items():
+            status, code = kinds[kind]
+            by_status[status.value] += count
+            if code is not None:
+                by_error[code] += count
+        return ShardReport(
+            rows=len(self._positions),
+            retries=self._states.count(_OPEN),
+            ran=self._ran,
+            by_status=dict(by_status),
+            by_error=dict(by_error),
+            usage=self._usage,
+            oddities=self._oddities,
+        )
+
+    def rows(self) -> Iterator[ResultRow]:
+        """Iterate over the shard's result rows, one per request, in input order."""
+        with ExitStack() as stack:
+            readers = self._readers(stack)
+            for position, raw in enumerate(stack.enter_context(self.context.open("rb"))):
+                row = _context_decoder.decode(raw)
+                number = self._rounds[position]
+                outcome = self._outcome(position, readers)
+                yield ResultRow(
+                    custom_id=row.custom_id,
+                    index=row.index,
+                    status=outcome.status,
+                    output=outcome.output,
+                    error=outcome.error,
+                    finish_reason=outcome.finish_reason,
+                    model=outcome.model,
+                    usage=outcome.usage,
+                    batch_id=self.rounds[number - 1].batch_id if number else None,
+                    request_id=outcome.request_id,
+                    attempts=self._attempts[position],
+                    context=row.context,
+                )
+
+    def write_next_round(self, destination: Path, count_tokens: Callable[[bytes], int]) -> NextRound:
+        """Write the request file of the next round: each row's last request again, changed where that may help.
+
+        :param destination: the new file
+        :param count_tokens: estimates a request line's tokens
+        """
+        requests = size = tokens = 0
+        with ExitStack() as stack:
+            readers = self._readers(stack)
+            sink = stack.enter_context(destination.open("wb"))
+            # A row is usually in the last round, but one given up earlier may be taken up again with a higher limit.
+            latest = (self._open_requests(number) for number in range(1, len(self.rounds) + 1))
+            for position, request in heapq.merge(*latest, key=itemgetter(0)):
+                outcome = self._outcome(position, readers)
+                if isinstance(outcome, Retry) and outcome.change is not None:
+                    request = changed(request, outcome.change)
+                size += sink.write(request + b"\n")
+                tokens += count_tokens(request)
+                requests += 1
+        return NextRound(requests, size, tokens)
+
+    def _replay(self, number: int) -> None:
+        """Let one round's answers decide about the rows it sent."""
+        files = self.rounds[number - 1]
+        sent = self._sent(number)
+        self._ran = 0
+        with RoundReader(files, self._positions) as reader:
+            for position, place, line in reader.answers(sent, self._oddities):
+                # What is answered stays answered, even if stricter rules sent it once more.
+                if self._states[position] == _DONE:
+                    continue
+                self._rounds[position] = number
+                self._answers[position] = place
+                if ran(line):
+                    self._attempts[position] += 1
+                    self._ran += 1
+                outcome = self._classify(position, line, reader)
+                self._states[position] = _STATES[type(outcome)]
+                self._kinds[position] = self._kind_of(outcome)
+                if outcome.usage is not None:
+                    self._usage += outcome.usage
+
+    def _sent(self, number: int) -> bytearray:
+        """Which rows a round sent, by position."""
+        rows = len(self._positions)
+        if number == 1:
+            return bytearray(b"\1") * rows
+        sent = bytearray(rows)
+        for position, _, _ in read_requests(self.rounds[number - 1].requests, self._positions):
+            sent[position] = True
+        return sent
+
+    def _open_requests(self, number: int) -> Iterator[tuple[int, bytes]]:
+        """Position and line of the rows that are to be tried again, and were sent in this round last."""
+        for position, _, request in read_requests(self.rounds[number - 1].requests, self._positions):
+            if self._states[position] == _OPEN and self._rounds[position] == number:
+                yield position, request
+
+    def _readers(self, stack: ExitStack) -> list[RoundReader]:
+        return [stack.enter_context(RoundReader(files, self._positions)) for files in self.rounds]
+
+    def _outcome(self, position: int, readers: Sequence[RoundReader]) -> Outcome:
+        """What a row came to in the round that says what it is."""
+        number = self._rounds[position]
+        if not number:
+            return NOT_SUBMITTED
+        reader = readers[number - 1]
+        return self._classify(position, reader.answer(self._answers[position]), reader)
+
+    def _classify(self, position: int, line: ResultLine | None, reader: RoundReader) -> Outcome:
+        return classify(
+            line,
+            batch_status=reader.files.batch_status,
+            attempts=self._attempts[position],
+            limits=self.rules.limits,
+            endpoint=self.rules.endpoint,
+            request=partial(reader.request, position),
+            parse_output=self.rules.parse_output,
+        )
+
+    def _kind_of(self, outcome: Outcome) -> int:
+        """Number of the outcome's status and error code; there are few of them, and a row is one number."""
+        kind = (outcome.status, outcome.error.code if outcome.error else None)
+        return self._known_kinds.setdefault(kind, len(self._known_kinds))
+
+
+def check_counts(batch: Batch, output_lines: int, error_lines: int) -> str | None:
+    """Compare fetched files with what the batch says it did.
+
+    More lines than counted are fine: expired batches do not count requests that never ran, some services count
+    nothing, and others write all lines to one file.
+
+    :param batch: the batch in its terminal state
+    :param output_lines: lines of its output file, see :func:`count_lines`
+    :param error_lines: lines of its error file
+    :return: what is wrong, or None
+    """
+    counts = batch.request_counts
+    if output_lines < counts.completed:
+        missing = f"{counts.completed:,} requests completed, but the output file has {output_lines:,} lines"
+    elif output_lines + error_lines < counts.completed + counts.failed:
+        missing = f"{counts.failed:,} requests failed, but the error file has {error_lines:,} lines"
+    else:
+        return None
+    return f"Batch {batch.id}: {missing}. The file is not complete."
+
+
+def count_lines(path: Path) -> int:
+    """Count the lines of a result file. A last one that was cut off does not count; it would be bought again."""
+    count = 0
+    last = b""
+    with path.open("rb") as file:
+        for last in file:
+            count += not last.isspace()
+    if last and not last.endswith(b"\n") and parse_line(last) is None:
+        count -= 1
+    return count
+
+
+class _ContextLine(msgspec.Struct):
+    custom_id: str
+    index: int
+    context: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_context_decoder = msgspec.json.Decoder(_ContextLine)
+
+
+def _read_positions(context: Path) -> dict[str, int]:
+    with context.open("rb") as lines:
+        return {_context_decoder.decode(line).custom_id: position for position, line in enumerate(lines)}

@@ -1,0 +1,314 @@
+"""Whoever dies, and whoever wakes up again: each round is bought once, each row gets its one true result."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from airflow_provider_openai_batches.emulator import Emulator
+from airflow_provider_openai_batches.jobs.engine import Finished, Waiting, advance
+from airflow_provider_openai_batches.jobs.ledger import LedgerError
+from tests.conftest import API_KEY
+from tests.jobs.world import World
+
+NewWorld = Callable[..., World]
+
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["tests.jobs.world"])
+
+SMALL = {"rows": [f"say {index}" for index in range(4)], "per_batch": 3}
+SMALL_FAULTS = (
+    {"on": {"custom_id": "row-1"}, "do": {"outcome": "server_error"}},
+    {"on": {"batch": {}}, "do": {"outcome": "expire"}, "skip": 2},
+)
+"""One row fails, and the batch that is to make up for it expires."""
+
+
+def run_doomed(base_url: str, location: Path, options: dict[str, Any], kill_at: int) -> None:
+    """Run a job, and kill this process before or after one of its operations."""
+    done = 0
+
+    def watch(operation: str) -> None:
+        nonlocal done
+        done += 1
+        if done == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    world = World(base_url, location, **options)
+    world.watch = watch
+    world.run()
+
+
+def killed(world: World, options: dict[str, Any], kill_at: int) -> bool:
+    """Run the job in a process of its own; return whether it was killed before it ended."""
+    process = processes.Process(target=run_doomed, args=(world.base_url, world.location, options, kill_at))
+    process.start()
+    process.join(60)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_sigkill_at_any_boundary_loses_and_repeats_nothing(new_world: NewWorld, part: int) -> None:
+    boundaries = 0
+    for kill_at in range(part + 1, 1000, 4):
+        world = new_world(**SMALL)
+        world.clear_faults()
+        world.add_faults(*SMALL_FAULTS)
+        was_killed = killed(world, SMALL, kill_at)
+        outcome = world.run()
+        rows = world.check_results(outcome)
+        assert [row["status"] for row in rows] == ["succeeded"] * 4
+        world.check_bought_once()
+        assert len(world.batches()) in (3, 4)
+        assert outcome.manifest["twins"] == []
+        assert not list(world.location.glob("_job/.drafts/*"))
+        if not was_killed:
+            break
+        boundaries += 1
+    assert boundaries > 15, "the job has more steps than that"
+
+
+@pytest.mark.parametrize("seed", range(32))
+def test_chaos_buys_every_row_once(new_world: NewWorld, seed: int) -> None:
+    chaos = random.Random(seed)
+    rows = 40
+    options: dict[str, Any] = {"rows": [f"say {index}" for index in range(rows)], "per_batch": 10}
+    world = new_world(**options)
+    failing = chaos.sample(range(rows), rows // 20)
+    world.add_faults(
+        *({"on": {"custom_id": f"row-{index}"}, "do": {"outcome": "server_error"}} for index in failing),
+        {"on": {"batch": {}}, "do": {"outcome": "expire"}, "skip": chaos.randrange(4)},
+        *(_http_fault(chaos) for _ in range(12)),
+    )
+    for _ in range(3):
+        if not killed(world, options, kill_at=chaos.randrange(5, 150)):
+            break
+    outcome = world.run()
+    results = world.check_results(outcome)
+    assert [row["status"] for row in results] == ["succeeded"] * rows
+    assert world.answered() == {f"row-{index}": 1 for index in range(rows)}
+    world.check_bought_once()
+
+
+def _http_fault(chaos: random.Random) -> dict[str, Any]:
+    on, effects = chaos.choice(
+        [
+            ({"method": "POST", "path": "/batches"}, [{"drop": "after"}, {"drop": "before"}, {"status": 500}]),
+            ({"method": "POST", "path": "/files"}, [{"drop": "after"}, {"status": 503}]),
+            ({"method": "GET", "path": "/batches"}, [{"status": 500}, {"drop": "after"}]),
+            ({"method": "GET", "path": "/batches/*"}, [{"status": 502}, {"set": {"output_file_id": ""}}]),
+            ({"method": "GET", "path": "/files/*/content"}, [{"truncate": chaos.randrange(4000)}, {"status": 500}]),
+        ]
+    )
+    return {"on": on, "do": chaos.choice(effects), "skip": chaos.randrange(6), "times": chaos.randrange(1, 4)}
+
+
+# --- two attempts at once ------------------------------------------------------------------------------------------
+
+
+def operations(new_world: NewWorld) -> list[str]:
+    """What an undisturbed run does, in order."""
+    seen: list[str] = []
+    world = new_world(**SMALL)
+    world.add_faults(*SMALL_FAULTS)
+    world.watch = seen.append
+    world.run()
+    return seen
+
+
+def test_zombie_that_wakes_up_at_any_kind_of_boundary_after_the_job_is_done_changes_nothing(
+    new_world: NewWorld,
+) -> None:
+    kinds: dict[str, int] = {}
+    for number, operation in enumerate(operations(new_world)):
+        kinds.setdefault(re.sub(r"shard-\d+", "shard", operation), number)
+    # Nobody can stop this one; see the test of batches that were sent far too late.
+    del kinds["before POST batches"]
+    for number in kinds.values():
+        world = new_world(**SMALL)
+        world.clear_faults()
+        world.add_faults(*SMALL_FAULTS)
+        manifests: list[Any] = []
+        count = iter(range(1000))
+
+        def replaced(_: str, world: World = world, number: int = number, count: Any = count) -> None:
+            if next(count) == number:
+                world.watch = None
+                manifests.append(world.run().manifest)  # noqa: B023 - called within this turn of the loop
+
+        world.watch = replaced
+        try:
+            outcome = world.run()
+        except (LedgerError, FileNotFoundError):
+            outcome = world.run(resuming=True)
+        assert outcome == Finished(manifests[0])
+        world.check_results(outcome)
+        world.check_bought_once()
+
+
+class _CrashError(BaseException):
+    """Ends a puppet."""
+
+
+class Puppet:
+    """An attempt that goes from one boundary to the next only when it is told to."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world, self.name = world, name
+        self.at: str | None = "begin"
+        self.since = world.now
+        self.error: BaseException | None = None
+        self._crashing = False
+        self._turn, self._parked = threading.Semaphore(0), threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._live, daemon=True)
+        self._thread.start()
+
+    def step(self) -> None:
+        """Go on to the next boundary, or to the end."""
+        if self.at is not None:
+            self._turn.release()
+            assert self._parked.acquire(timeout=60)
+
+    def crash(self) -> None:
+        """Die here."""
+        self._crashing = True
+        self.step()
+        assert self.at is None
+
+    def _live(self) -> None:
+        self._turn.acquire()
+        try:
+            resuming = False
+            while True:
+                if isinstance(advance(self.world.attempt(self.name, resuming=resuming, watch=self._park)), Finished):
+                    break
+                resuming = True
+                self._park("waiting")
+        except (_CrashError, LedgerError, FileNotFoundError):
+            pass  # Dead, or told that another attempt has the job.
+        except BaseException as error:  # noqa: BLE001 - raised in the test's own thread
+            self.error = error
+        finally:
+            self.at = None
+            self._parked.release()
+
+    def _park(self, at: str) -> None:
+        self.at, self.since = at, self.world.now
+        self._parked.release()
+        self._turn.acquire()
+        if self._crashing:
+            raise _CrashError
+
+
+class TwoAttempts(RuleBasedStateMachine):
+    """Two attempts of one task, either of which may be the zombie."""
+
+    emulator: Emulator
+
+    @initialize(seed=st.integers(0, 3))
+    def begin(self, seed: int) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="two-attempts-"))
+        self.world = World(self.emulator.base_url, self.directory, **SMALL)
+        self.world.clear_faults()
+        self.world.add_faults(*SMALL_FAULTS[: seed % 3])
+        self.puppets: list[Puppet] = []
+        self.begun = 0
+
+    @precondition(lambda self: len(self.alive) < 2)
+    @rule()
+    def start(self) -> None:
+        self.begun += 1
+        self.puppets.append(Puppet(self.world, f"puppet-{self.begun}"))
+        self.puppets[-1].step()
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data(), steps=st.integers(1, 25))
+    def go_on(self, data: st.DataObject, steps: int) -> None:
+        puppet = data.draw(st.sampled_from(self.alive))
+        for _ in range(steps):
+            puppet.step()
+            if puppet.at in (None, "waiting"):
+                break
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data())
+    def crash(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.alive)).crash()
+
+    @rule(seconds=st.sampled_from([1, 20, 31, 80, 130, 200]))
+    def pass_time(self, seconds: int) -> None:
+        for puppet in self.alive:
+            # A call that is on its way arrives, or its client gives up.
+            if puppet.at == "before POST batches" and self.world.now + seconds > puppet.since + 60:
+                puppet.step()
+        self.world.pass_time(seconds)
+
+    @invariant()
+    def no_twins(self) -> None:
+        for puppet in self.puppets:
+            if puppet.error is not None:
+                raise puppet.error
+        if (self.directory / "_job/job.json").exists():
+            assert all(count == 1 for count in self.world.bought().values())
+
+    def teardown(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        for puppet in self.alive:
+            puppet.crash()
+        outcome = self.world.run()
+        rows = self.world.check_results(outcome)
+        assert [row["status"] for row in rows] == ["succeeded"] * 4
+        self.world.check_bought_once()
+        assert outcome.manifest["twins"] == []
+        shutil.rmtree(self.directory)
+
+    @property
+    def alive(self) -> list[Puppet]:
+        return [puppet for puppet in getattr(self, "puppets", []) if puppet.at is not None]
+
+
+def test_two_attempts_in_any_order_never_buy_a_round_twice() -> None:
+    with Emulator(speed=0, api_key=API_KEY) as emulator:
+        TwoAttempts.emulator = emulator
+        run_state_machine_as_test(
+            TwoAttempts,
+            settings=settings(
+                max_examples=20,
+                stateful_step_count=40,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+                derandomize=True,
+            ),
+        )
+
+
+def test_waiting_is_never_for_nothing(new_world: NewWorld) -> None:
+    world = new_world(**SMALL, max_active_batches=1)
+    job = world.attempt()
+    while isinstance(outcome := advance(job), Waiting):
+        assert outcome.batch_ids or outcome.not_before is not None
+        world.wait(outcome)
+    assert isinstance(outcome, Finished)
