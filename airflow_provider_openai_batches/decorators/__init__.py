@@ -1,0 +1,1 @@
+"""TaskFlow: a function whose rows go through batches."""

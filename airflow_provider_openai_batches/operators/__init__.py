@@ -1,0 +1,1 @@
+"""Operators: upload, submit, cancel, download."""

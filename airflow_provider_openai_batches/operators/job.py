@@ -1,0 +1,352 @@
+"""A whole job in one task: rows in, one result per row out."""
+
+from __future__ import annotations
+
+import datetime
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath, XComArg
+
+from airflow_provider_openai_batches.api.errors import InvalidInputError, OpenAIBatchesError, WaitTimeoutError
+from airflow_provider_openai_batches.compat import task_state_store
+from airflow_provider_openai_batches.jobs.verdict import RowsFailedError, check_max_failed, raise_for_results
+from airflow_provider_openai_batches.links import OpenAIBatchLink
+from airflow_provider_openai_batches.operators import parameters
+from airflow_provider_openai_batches.operators.base import OpenAIBatchesOperator
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from airflow.providers.common.compat.sdk import Context
+    from pydantic import BaseModel
+
+    from airflow_provider_openai_batches.jobs.engine import Job, Waiting
+    from airflow_provider_openai_batches.jobs.plan import JobSettings
+
+STORE_KEY = "openai_job"
+
+
+class _Rows:
+    """Rows on their way through Airflow, which renders, compares and shows whatever it can look into.
+
+    :param source: the rows, or the function that returns them
+    """
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+
+    def __str__(self) -> str:
+        # The same at each parse: Airflow makes a new version of the DAG when this changes.
+        if isinstance(self.source, (list, tuple)):
+            return f"{len(self.source):,} requests"
+        kind = self.source if callable(self.source) else type(self.source)
+        return f"requests from {getattr(kind, '__qualname__', type(kind).__qualname__)}"
+
+
+class OpenAIBatchOperator(OpenAIBatchesOperator):
+    """Answers any number of rows through batches, and writes one result per row, in input order.
+
+    Returns a small manifest: ``results`` (paths), counts by status and error code, batch ids, usage and cost. Read the
+    rows with :func:`airflow_provider_openai_batches.results.read_results`. The ids of all batches so far are the XCom
+    ``batch_ids`` while the job goes on; the task's link opens the newest.
+
+    A retry goes on where the attempt before stopped; a cleared, finished task buys only rows that changed or failed.
+    If too many rows failed there is no retry, which could not help: clear the task to buy them again.
+
+    :param requests: the rows: a list, an iterable or a function that returns one, an upstream task's list, or the path
+        or URI (templated) of a JSONL, CSV or Parquet file. A row is a prompt, a dict with one of ``prompt``, ``input``,
+        ``messages`` and ``body`` and perhaps ``custom_id``, ``model`` and ``context`` (columns for the result), or a
+        complete API line. Row text is never rendered
+    :param output_path: directory or URI of this run's results (templated); one job per path
+    :param model: for rows that name none (templated)
+    :param endpoint: where the requests go (templated)
+    :param system_prompt: for every row
+    :param body: fields for every request, such as ``max_completion_tokens``
+    :param output_type: Pydantic model or JSON schema the answers must follow
+    :param max_requests_per_batch: at most 50,000
+    :param max_bytes_per_batch: at most 200,000,000
+    :param max_active_batches: batches of this job that may go on at the same time; default: no limit
+    :param max_attempts: how often a row may run in all
+    :param max_failed: rows (int) or share of rows (float) that may fail before the task does
+    :param poll_interval: seconds between looks
+    :param timeout: seconds from the attempt's start after which the batches are cancelled, what they finished is kept,
+        and the task fails; its next attempt buys only the rest. Default: never
+    :param on_timeout: ``cancel``, or ``keep`` to leave the batches running: the next attempt goes on with them
+    :param cancel_on_kill: cancel the batches when a user ends the task; while it is deferred, this needs Airflow 3.3
+    :param deferrable: wait in the triggerer
+    :param replan: when a cleared task reads its rows again: ``when_finished``, ``always`` or ``never``
+    :param delete_remote_files: delete the service's copies of all files at the end
+    :param max_cost: refuse a job whose estimate is above this many USD, before anything is sent; needs ``prices``
+    :param prices: ``{model: {"input", "cached_input", "output"}}`` in USD per million tokens, at the batch rate;
+        default: the connection's
+    :param dry_run: write the shards and the estimate, and send nothing
+    :param output_format: ``jsonl``, or ``parquet`` with the extra of that name
+    :param conn_id: Airflow connection (templated)
+    """
+
+    template_fields: Sequence[str] = ("requests", "output_path", "model", "endpoint", "conn_id")
+    operator_extra_links = (OpenAIBatchLink(),)
+
+    def __init__(
+        self,
+        *,
+        requests: Any,
+        output_path: str | ObjectStoragePath,
+        model: str | None = None,
+        endpoint: str = "/v1/chat/completions",
+        system_prompt: str | None = None,
+        body: Mapping[str, Any] | None = None,
+        output_type: type[BaseModel] | Mapping[str, Any] | None = None,
+        max_requests_per_batch: int = 50_000,
+        max_bytes_per_batch: int = 200_000_000,
+        max_active_batches: int | None = None,
+        max_attempts: int = 3,
+        max_failed: float = 0,
+        poll_interval: float | timedelta = 60,
+        timeout: float | timedelta | None = None,
+        on_timeout: Literal["cancel", "keep"] = "cancel",
+        cancel_on_kill: bool = True,
+        deferrable: bool = True,
+        replan: Literal["when_finished", "always", "never"] = "when_finished",
+        delete_remote_files: bool = False,
+        max_cost: float | None = None,
+        prices: Mapping[str, Mapping[str, float]] | None = None,
+        dry_run: bool = False,
+        output_format: Literal["jsonl", "parquet"] = "jsonl",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.requests = requests
+        self.output_path = output_path
+        self.model = model
+        self.endpoint = endpoint
+        self.system_prompt = system_prompt
+        self.body = body
+        self.output_type = output_type
+        self.max_requests_per_batch = parameters.count(max_requests_per_batch, "max_requests_per_batch", most=50_000)
+        self.max_bytes_per_batch = parameters.count(max_bytes_per_batch, "max_bytes_per_batch", most=200_000_000)
+        self.max_active_batches = max_active_batches
+        if max_active_batches is not None:
+            parameters.count(max_active_batches, "max_active_batches")
+        self.max_attempts = parameters.count(max_attempts, "max_attempts")
+        self.max_failed = check_max_failed(max_failed)
+        self.poll_interval = parameters.seconds(poll_interval, "poll_interval")
+        self.timeout = None if timeout is None else parameters.seconds(timeout, "timeout")
+        self.on_timeout = parameters.one_of(on_timeout, "on_timeout", "cancel", "keep")
+        self.cancel_on_kill = parameters.flag(cancel_on_kill, "cancel_on_kill")
+        self.deferrable = parameters.flag(deferrable, "deferrable")
+        self.replan = parameters.one_of(replan, "replan", "when_finished", "always", "never")
+        self.delete_remote_files = parameters.flag(delete_remote_files, "delete_remote_files")
+        self.max_cost = None if max_cost is None else parameters.usd(max_cost, "max_cost")
+        self.prices = prices
+        # Not `dry_run`: Airflow's operators have a method of that name.
+        self.plan_only = parameters.flag(dry_run, "dry_run")
+        self.output_format = parameters.one_of(output_format, "output_format", "jsonl", "parquet")
+        self.batch_id: str | None = None  # The newest, for the link.
+        self._shown: list[str | None] = []
+        self._job: Job | None = None
+        self._killed = False
+
+    @property
+    def requests(self) -> Any:
+        """Where the rows come from."""
+        return self._requests
+
+    @requests.setter
+    def requests(self, source: Any) -> None:
+        # Airflow sets this again when it has rendered it. Only a path or an upstream task's output is its to resolve;
+        # rows are data, whatever they look like, and too many to be shown.
+        is_for_airflow = isinstance(source, (str, XComArg, ObjectStoragePath, _Rows))
+        self._requests = source if is_for_airflow else _Rows(source)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Begin the job, or take up an earlier attempt's."""
+        return self._go_on(context, resuming=False)
+
+    def execute_complete(self, context: Context, event: Any) -> dict[str, Any]:
+        """Go on after a deferral. What the trigger saw is looked up again: the ledger decides, not the event."""
+        is_error = isinstance(event, Mapping) and event.get("status") == "error"
+        return self._go_on(context, resuming=True, trouble=event["message"] if is_error else None)
+
+    def on_kill(self) -> None:
+        """Cancel the batches of a running task. What they finished is landed by the next attempt."""
+        from airflow_provider_openai_batches.jobs.engine import cancel
+
+        # Airflow calls this in a signal's handler, and the task goes on where it was until it is killed for good.
+        self._killed = True
+        if self.cancel_on_kill and self._job is not None:
+            self._job.ledger.stopping = True  # It must not replace what is cancelled now.
+            cancel(self._job)
+
+    def _go_on(self, context: Context, *, resuming: bool, trouble: str | None = None) -> dict[str, Any]:
+        from airflow_provider_openai_batches.jobs.engine import Finished, Stopped, advance
+
+        job = self._job = self._open(context, resuming=resuming)
+        while True:
+            self._stop_if_killed(job)
+            self._stop_if_late(job)
+            try:
+                outcome = advance(job)
+            finally:
+                self._show_batches(job, context)
+            if isinstance(outcome, Finished):
+                return self._judged(outcome.manifest)
+            self._stop_if_killed(job)
+            if isinstance(outcome, Stopped):
+                manifest = outcome.manifest
+                raise WaitTimeoutError(
+                    f"The job was not over {self._in_time()}. {manifest['succeeded']:,} of {manifest['requests']:,} "
+                    f"rows are answered, in {manifest['output_path']}/results. The next attempt of the task buys only "
+                    "the rest."
+                )
+            if trouble is not None and not any(each.troubles for each in job.ledger.active_rounds):
+                # Not something the engine is dealing with: waiting again would be for ever.
+                raise OpenAIBatchesError(f"The batches go on, but they cannot be followed: {trouble}")
+            self._wait(outcome)
+
+    def _judged(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """Return the manifest if enough rows are good. If not, another attempt would find the same answers."""
+        if not self.plan_only:
+            try:
+                raise_for_results(manifest, self.max_failed)
+            except RowsFailedError as error:
+                raise AirflowFailException(str(error)) from error
+        return manifest
+
+    def _stop_if_late(self, job: Job) -> None:
+        """Leave the batches alone, and fail, if that is what the user wants; cancelling is the engine's."""
+        deadline = job.ledger.deadline
+        if self.on_timeout == "keep" and deadline is not None and time.time() >= deadline:
+            raise WaitTimeoutError(
+                f"The job was not over {self._in_time()}. Its {len(job.ledger.active_rounds):,} batches go on; the "
+                "next attempt of the task goes on with them."
+            )
+
+    def _in_time(self) -> str:
+        return "in time" if self.timeout is None else f"after {self.timeout:,.0f} seconds"
+
+    def _stop_if_killed(self, job: Job) -> None:
+        if not self._killed:
+            return
+        if self.cancel_on_kill:
+            from airflow_provider_openai_batches.jobs.engine import cancel
+
+            cancel(job)  # One may have been created while the others were cancelled.
+        raise OpenAIBatchesError("The task was ended from outside. Its next attempt goes on with the job.")
+
+    def _show_batches(self, job: Job, context: Context) -> None:
+        """Push the ids of the batches when there are new ones."""
+        bought = [each for shard in job.ledger.shards for each in shard.rounds if each.batch_id]
+        batch_ids = [each.batch_id for each in bought]
+        if batch_ids and batch_ids != self._shown:
+            self._shown = batch_ids
+            self.batch_id = max(bought, key=lambda each: each.intent_at or 0.0).batch_id
+            context["ti"].xcom_push(key="batch_ids", value=batch_ids)
+
+    def _wait(self, waiting: Waiting) -> None:
+        if self.deferrable:
+            self._defer(waiting)
+        left = self.poll_interval if waiting.not_before is None else waiting.not_before - time.time()
+        time.sleep(max(min(self.poll_interval, left), 0.0))
+
+    def _defer(self, waiting: Waiting) -> NoReturn:
+        from airflow.providers.standard.triggers.temporal import DateTimeTrigger
+
+        from airflow_provider_openai_batches.triggers.openai_batches import OpenAIBatchTrigger
+
+        if not waiting.batch_ids:
+            at = time.time() + self.poll_interval if waiting.not_before is None else waiting.not_before
+            moment = datetime.datetime.fromtimestamp(at, datetime.UTC)
+            self.defer(trigger=DateTimeTrigger(moment=moment), method_name="execute_complete")
+        self.defer(
+            trigger=OpenAIBatchTrigger(
+                conn_id=self.conn_id,
+                batch_ids=waiting.batch_ids,
+                poll_interval=self.poll_interval,
+                deadline=waiting.not_before,
+                until="any",
+                cancel_on_kill=self.cancel_on_kill,
+            ),
+            method_name="execute_complete",
+        )
+
+    def _open(self, context: Context, *, resuming: bool) -> Job:
+        from airflow_provider_openai_batches.api.client import BatchClient
+        from airflow_provider_openai_batches.jobs.directory import open_directory
+        from airflow_provider_openai_batches.jobs.engine import Job
+        from airflow_provider_openai_batches.jobs.ledger import Owner
+        from airflow_provider_openai_batches.jobs.opening import Replan, open_ledger
+        from airflow_provider_openai_batches.jobs.requests import read_requests
+
+        ti, store = context["ti"], task_state_store(context)
+        if str(self.output_path).strip() in ("", "None"):
+            raise InvalidInputError("output_path", f"expected a directory or its URI, got {self.output_path!r}.")
+        directory = open_directory(self.output_path)
+        settings = self._settings()
+        ledger = open_ledger(
+            directory,
+            Owner(ti.dag_id, ti.task_id, ti.run_id, -1 if ti.map_index is None else ti.map_index),
+            attempt=f"{ti.try_number}-{uuid.uuid4().hex}",
+            max_tries=ti.max_tries,
+            endpoint=self.endpoint,
+            resuming=resuming,
+            began_at=(store.get(STORE_KEY) or {}).get("output_path") if store is not None else None,
+            replan=Replan(self.replan),
+        )
+        if store is not None and not resuming and not self.plan_only:
+            store.set(STORE_KEY, {"output_path": str(directory), "job_id": ledger.job_id})
+        if self.timeout is not None and ledger.deadline is None:
+            ledger.deadline = time.time() + self.timeout
+        client = self.hook.get_conn()
+        return Job(
+            directory=directory,
+            ledger=ledger,
+            settings=settings,
+            client=client,
+            creator=BatchClient(client.settings, attempts=1),
+            read_requests=lambda: read_requests(self._rows(context), settings.template),
+        )
+
+    def _rows(self, context: Context) -> Any:
+        """Return the source of the rows. Called when they are planned, and only then."""
+        return self.requests.source if isinstance(self.requests, _Rows) else self.requests
+
+    def _settings(self) -> JobSettings:
+        from airflow_provider_openai_batches.jobs.classify import RetryLimits
+        from airflow_provider_openai_batches.jobs.plan import JobSettings
+        from airflow_provider_openai_batches.jobs.pricing import parse_prices
+        from airflow_provider_openai_batches.jobs.requests import RequestTemplate
+        from airflow_provider_openai_batches.jobs.results import Rules
+        from airflow_provider_openai_batches.jobs.shards import ShardLimits
+        from airflow_provider_openai_batches.jobs.structured import OutputSchema
+
+        output = None if self.output_type is None else OutputSchema.of(self.output_type)
+        return JobSettings(
+            template=RequestTemplate(
+                endpoint=self.endpoint,
+                model=self.model,
+                system_prompt=self.system_prompt,
+                body=self.body or {},
+                output=output,
+            ),
+            limits=ShardLimits(
+                max_requests=self.max_requests_per_batch,
+                max_bytes=self.max_bytes_per_batch,
+                max_tokens=self.hook.queue_limits or None,
+            ),
+            rules=Rules(
+                endpoint=self.endpoint,
+                limits=RetryLimits(max_attempts=self.max_attempts),
+                parse_output=None if output is None else output.parse,
+            ),
+            max_active_batches=self.max_active_batches,
+            queue_limits=self.hook.queue_limits,
+            prices=parse_prices(self.prices) if self.prices is not None else self.hook.prices,
+            max_cost=self.max_cost,
+            dry_run=self.plan_only,
+            output_format=self.output_format,
+            delete_remote_files=self.delete_remote_files,
+        )

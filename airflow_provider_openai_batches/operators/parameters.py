@@ -1,0 +1,61 @@
+"""Checks of the parameters that are not templated. Run when a DAG file is parsed, where a mistake costs least."""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+from typing import TypeVar
+
+from airflow_provider_openai_batches.api.errors import InvalidInputError
+
+Choice = TypeVar("Choice", bound=str)
+
+
+def seconds(value: float | timedelta, param: str) -> float:
+    """Return a duration in seconds.
+
+    :param value: seconds or a timedelta, above zero
+    :param param: whose value it is
+    """
+    number = value.total_seconds() if isinstance(value, timedelta) else value
+    if _is_number(number) and 0 < number < math.inf:
+        return number
+    raise InvalidInputError(param, f"expected a positive number of seconds or a timedelta, got {value!r}.")
+
+
+def count(value: int, param: str, *, most: int | None = None) -> int:
+    """Return a whole number from 1.
+
+    :param value: the number
+    :param param: whose value it is
+    :param most: the largest it may be
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1 and (most is None or value <= most):
+        return value
+    expected = "a whole number from 1" if most is None else f"a whole number from 1 to {most:,}"
+    raise InvalidInputError(param, f"expected {expected}, got {value!r}.")
+
+
+def usd(value: float, param: str) -> float:
+    """Return an amount of money, zero included."""
+    if _is_number(value) and 0 <= value < math.inf:
+        return value
+    raise InvalidInputError(param, f"expected an amount in USD, got {value!r}.")
+
+
+def flag(value: bool, param: str) -> bool:
+    """Return a truth value. A text is none: ``"False"`` would count as true."""
+    if isinstance(value, bool):
+        return value
+    raise InvalidInputError(param, f"expected True or False, got {value!r}.")
+
+
+def one_of(value: Choice, param: str, *choices: str) -> Choice:
+    """Return one of the values a parameter may have."""
+    if isinstance(value, str) and value in choices:
+        return value
+    raise InvalidInputError(param, f"expected {' or '.join(map(repr, choices))}, got {value!r}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,435 @@
+"""One poll loop per connection and event loop, shared by every trigger that waits.
+
+A listing of 100 batches costs one call, so a thousand waiting tasks cost ten calls an interval instead of a thousand,
+one client instead of a thousand, and one look at the Airflow connection. HTTP runs in the loop's own thread: neither
+the event loop nor its default executor ever waits for the service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import math
+import random
+import threading
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import ClassVar
+from weakref import WeakKeyDictionary
+
+from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, Stats
+
+from airflow_provider_openai_batches.api.client import BatchClient
+from airflow_provider_openai_batches.api.errors import InvalidInputError, OpenAIBatchesError, PermissionDeniedError
+from airflow_provider_openai_batches.api.models import Batch
+from airflow_provider_openai_batches.api.retry import outlasts
+from airflow_provider_openai_batches.api.settings import ClientSettings
+from airflow_provider_openai_batches.hooks.openai_batches import client_settings
+from airflow_provider_openai_batches.sighting import DaemonThread, Sighting, look
+
+log = logging.getLogger(__name__)
+
+OUTAGE_WORTH_TELLING_S = 300.0
+_SHORTEST_INTERVAL_S = 0.05
+_LAST_LOOKS_EVERY_S = 0.5
+"""Last looks wait for the next full half second, so that a thousand triggers that run out together share one."""
+
+_LONGEST_BACKOFF_S = 300.0
+_LONGEST_RETRY_AFTER_S = 3600.0
+"""A proxy that asks for a pause of days gets a call an hour: that burdens nobody, and batches end meanwhile."""
+
+_FIRST_REPORT_S = 60.0
+_REPORT_EVERY_S = 300.0
+
+
+# --- who waits for what ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outage:
+    """The service has not answered for a while; the wait goes on.
+
+    :param error: the latest error
+    :param since: unix time of the first one; the same for all batches of a waiter
+    """
+
+    error: OpenAIBatchesError
+    since: float
+
+
+News = dict[str, Batch] | Outage
+_Trouble = Outage | OpenAIBatchesError
+
+
+class Watch:
+    """One waiter's view: batches as they change. Only the latest news of each batch is kept.
+
+    :param batch_ids: what is watched
+    :param poll_interval: seconds between looks
+    :param deadline: loop time from which one more look is wanted, the last; None if the waiter has all the time
+    :param due: loop time of the first look
+    """
+
+    def __init__(self, batch_ids: Iterable[str], poll_interval: float, deadline: float | None, due: float) -> None:
+        self.batch_ids = frozenset(batch_ids)
+        self.poll_interval = poll_interval
+        self.deadline = deadline
+        self.due = due
+        self._looks_are_over = False
+        self._seen: dict[str, Batch] = {}
+        self._trouble: dict[str, _Trouble] = {}
+        self._arrived = asyncio.Event()
+
+    async def next(self) -> News:
+        """Return all that was seen since the last call, by batch id; if nothing was, the outage that hides it.
+
+        :raises OpenAIBatchesError: a batch cannot be followed any more
+        :raises TimeoutError: the last look is over and all it found is read
+        """
+        while not self._seen and not self._trouble:
+            if self._looks_are_over:
+                raise TimeoutError
+            self._arrived.clear()
+            await self._arrived.wait()
+        if self._seen:
+            seen, self._seen = self._seen, {}
+            return seen
+        troubles, self._trouble = list(self._trouble.values()), {}
+        for trouble in troubles:
+            if isinstance(trouble, OpenAIBatchesError):
+                raise trouble
+        return min((trouble for trouble in troubles if isinstance(trouble, Outage)), key=lambda outage: outage.since)
+
+    def deliver(self, batch_id: str, news: Batch | _Trouble) -> None:
+        """Hand over news; replaces what the waiter has not read yet about the same batch."""
+        if isinstance(news, Batch):
+            self._trouble.pop(batch_id, None)
+            self._seen[batch_id] = news
+        else:
+            self._trouble[batch_id] = news
+        self._arrived.set()
+
+    def schedule(self, due: float, looked_at: float) -> None:
+        """Note that a look is over, and when the next one is due: at the deadline at the latest.
+
+        :param due: loop time of the next look by the interval alone
+        :param looked_at: loop time at which the look began
+        """
+        self.due = due
+        if self.deadline is not None and looked_at >= self.deadline:
+            self._looks_are_over = True
+            self._arrived.set()
+        elif self.deadline is not None:
+            self.due = min(due, last_look_at(self.deadline))
+
+
+@dataclass
+class Track:
+    """What the poller remembers of one batch.
+
+    :param watches: who waits for it
+    :param last: the latest sighting
+    :param failed_at: loop time of the latest call that failed for this batch; 0 if the latest one did not
+    :param outage_since: loop time of the first look in a row without a sighting
+    :param outage: what the waiters were told of that
+    :param refusal: kind of the latest error, if it is not one that passes by itself
+    :param refused_since: loop time of the first of its kind in a row
+    """
+
+    watches: set[Watch] = field(default_factory=set)
+    last: Batch | None = None
+    failed_at: float = 0.0
+    outage_since: float | None = None
+    outage: Outage | None = None
+    refusal: type[OpenAIBatchesError] | None = None
+    refused_since: float = 0.0
+
+    def deliver(self, batch_id: str, news: Batch | _Trouble) -> None:
+        """Hand news of this batch to all who watch it."""
+        for watch in self.watches:
+            watch.deliver(batch_id, news)
+
+    def recovered(self) -> None:
+        """Forget the trouble: the batch was seen."""
+        self.failed_at, self.outage_since, self.outage, self.refusal = 0.0, None, None, None
+
+    def judge(self, error: OpenAIBatchesError, now: float, clock: float) -> _Trouble | None:
+        """Decide what the waiters are told about a look that failed, if anything.
+
+        :param error: what it ended with
+        :param now: loop time
+        :param clock: unix time when the loop's was 0
+        """
+        self.outage_since = now if self.outage_since is None else self.outage_since
+        # Patience with a refusal starts with the refusal: hours of 503 before a 401 say nothing about the key.
+        refusal = None if error.transient else type(error)
+        if refusal is not self.refusal:
+            self.refusal, self.refused_since = refusal, now
+        refused_s = now - self.refused_since
+        if not outlasts(error, outage_s=refused_s, watched_s=refused_s):
+            return error
+        if now - self.outage_since < OUTAGE_WORTH_TELLING_S or self.outage is not None:
+            return None
+        self.outage = Outage(error, since=clock + self.outage_since)
+        return self.outage
+
+
+def backoff_s(interval: float, failed_polls: int) -> float:
+    """Seconds between looks: the interval, and longer the longer an outage lasts.
+
+    :param interval: seconds a waiter asked for; never less
+    :param failed_polls: polls in a row without an answer
+    """
+    # The exponent has a limit: an outage of a week must not end in an OverflowError.
+    return max(interval, min(interval * 1.5 ** min(failed_polls, 30), _LONGEST_BACKOFF_S))
+
+
+def last_look_at(deadline: float) -> float:
+    """When the last look for a deadline begins, not before it; both in loop time."""
+    return math.ceil(deadline / _LAST_LOOKS_EVERY_S) * _LAST_LOOKS_EVERY_S
+
+
+# --- the loop -------------------------------------------------------------------------------------------------------
+
+
+class BatchPoller:
+    """Watches batches of one connection for all waiters of one event loop. Use :meth:`watch`."""
+
+    _live: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, BatchPoller]]] = WeakKeyDictionary()
+
+    def __init__(self, conn_id: str) -> None:
+        self.conn_id = conn_id
+        self._loop = asyncio.get_running_loop()
+        self._tracks: dict[str, Track] = {}
+        self._watches: set[Watch] = set()
+        self._next_poll: float | None = None
+        self._not_before = 0.0
+        self._joined = asyncio.Event()
+        self._client: BatchClient | None = None
+        self._connection_doubted = False
+        self._thread = DaemonThread(f"openai-batches-{conn_id}")
+        self._stopped = threading.Event()
+        self._failed_polls = 0
+        self._calls = 0
+        self._calls_since = self._loop.time()
+        self._report_after_s = _FIRST_REPORT_S
+        # An empty context: log lines and spans of the loop must not carry the ids of the trigger that came first.
+        self._task = asyncio.create_task(self._run(), name=f"poll {conn_id}", context=contextvars.Context())
+
+    @classmethod
+    @asynccontextmanager
+    async def watch(
+        cls, conn_id: str, batch_ids: Iterable[str], *, poll_interval: float, deadline: float | None = None
+    ) -> AsyncIterator[Watch]:
+        """Watch batches until the block is left; the last one to leave closes the poll loop.
+
+        :param conn_id: Airflow connection
+        :param batch_ids: the batches
+        :param poll_interval: seconds between looks; a change is noticed within one
+        :param deadline: loop time at which the batches are looked at for the last time, whenever the next look would
+            have been; at once if it has passed. Default: looks go on
+        """
+        pollers = cls._live.setdefault(asyncio.get_running_loop(), {})
+        poller = pollers.get(conn_id)
+        if poller is None or poller._task.done():
+            poller = pollers[conn_id] = cls(conn_id)
+        watch = poller._join(batch_ids, max(poll_interval, _SHORTEST_INTERVAL_S), deadline)
+        try:
+            yield watch
+        finally:
+            poller._leave(watch)
+            if not poller._watches:
+                # One that broke down has a successor in its place already.
+                if pollers.get(conn_id) is poller:
+                    del pollers[conn_id]
+                poller._close()
+
+    def _join(self, batch_ids: Iterable[str], poll_interval: float, deadline: float | None) -> Watch:
+        now = self._loop.time()
+        # Whoever comes later joins the next poll: a triggerer that loads 1,000 triggers must not start 1,000 polls.
+        due = now if self._next_poll is None else min(self._next_poll, now + poll_interval)
+        if deadline is not None:
+            due = min(due, last_look_at(max(now, deadline)))
+        watch = Watch(batch_ids, poll_interval, deadline, due)
+        self._watches.add(watch)
+        for batch_id in watch.batch_ids:
+            track = self._tracks.setdefault(batch_id, Track())
+            track.watches.add(watch)
+            for known in (track.last, track.outage):
+                if known is not None:
+                    watch.deliver(batch_id, known)
+        if self._next_poll is None or due < self._next_poll:
+            self._joined.set()
+        return watch
+
+    def _leave(self, watch: Watch) -> None:
+        self._watches.discard(watch)
+        for batch_id in watch.batch_ids:
+            track = self._tracks[batch_id]
+            track.watches.discard(watch)
+            if not track.watches:
+                del self._tracks[batch_id]
+
+    def _close(self) -> None:
+        self._task.cancel()
+        self._stopped.set()
+        if self._client is not None:
+            self._thread.submit(self._client.close)
+        self._thread.shutdown()
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                await self._until_due()
+                started = self._loop.time()
+                due = [watch for watch in self._watches if watch.due <= started + 0.1 * watch.poll_interval]
+                # Whoever joins while this poll is under way belongs to the next.
+                self._next_poll = started + min((watch.poll_interval for watch in due), default=0.0)
+                wanted = {batch_id for watch in due for batch_id in self._unfinished(watch)}
+                sighting = await self._poll(wanted) if wanted else Sighting()
+                self._settle(wanted, sighting)
+                self._schedule(due, sighting, started)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            # A defect of ours. Nobody may be left waiting for a loop that is gone.
+            log.exception("Polling batches on %s broke down.", self.conn_id)
+            failure = OpenAIBatchesError(
+                f"Polling batches on {self.conn_id} broke down: {type(error).__name__}: {error}"
+            )
+            failure.__cause__ = error
+            for watch in self._watches:
+                watch.deliver("", failure)
+            if not isinstance(error, Exception):
+                raise
+
+    def _unfinished(self, watch: Watch) -> Iterator[str]:
+        for batch_id in watch.batch_ids:
+            last = self._tracks[batch_id].last
+            if last is None or not last.is_terminal:
+                yield batch_id
+
+    async def _until_due(self) -> None:
+        while True:
+            self._joined.clear()
+            if not self._watches:
+                self._next_poll = None
+                await self._joined.wait()
+                continue
+            self._next_poll = max(min(watch.due for watch in self._watches), self._not_before)
+            delay = self._next_poll - self._loop.time()
+            if delay <= 0:
+                return
+            try:
+                async with asyncio.timeout(delay):
+                    await self._joined.wait()
+            except TimeoutError:
+                return
+
+    async def _poll(self, wanted: set[str]) -> Sighting:
+        try:
+            client = await self._connected()
+        except OpenAIBatchesError as error:
+            return Sighting(outage=error)
+        # Those that failed last come last, so that they cannot keep the others from being asked.
+        asked = sorted(wanted & self._tracks.keys(), key=lambda batch_id: self._tracks[batch_id].failed_at)
+        sighting = await self._loop.run_in_executor(self._thread, look, client, asked, self._stopped)
+        # Key, permissions or host may have been changed in the connection.
+        self._connection_doubted = sighting.outage is not None or any(
+            isinstance(error, PermissionDeniedError) for error in sighting.errors.values()
+        )
+        Stats.incr("openai_batches.poll_calls", sighting.calls, tags={"conn_id": self.conn_id})
+        return sighting
+
+    async def _connected(self) -> BatchClient:
+        if self._client is not None and not self._connection_doubted:
+            return self._client
+        try:
+            settings = await self._read_connection()
+        except OpenAIBatchesError:
+            # What takes the service away may take the secrets backend with it. The client we have may still be good.
+            if self._client is None:
+                raise
+            return self._client
+        if self._client is None or self._client.settings != settings:
+            if self._client is not None:
+                log.info("Connection %s has changed: polling goes on with the new one.", self.conn_id)
+                self._thread.submit(self._client.close)
+            self._client = BatchClient(settings, attempts=1)
+        return self._client
+
+    async def _read_connection(self) -> ClientSettings:
+        try:
+            try:
+                conn = await get_async_connection(self.conn_id)
+            except AirflowNotFoundException:
+                # In `dag.test()` only the synchronous way reaches the metadata database.
+                conn = await self._loop.run_in_executor(self._thread, BaseHook.get_connection, self.conn_id)
+            return client_settings(conn, await get_async_extra_dejson(conn))
+        except OpenAIBatchesError:
+            raise
+        except Exception as error:
+            # A secrets backend can raise anything; none of it may end the waits of a whole connection at once.
+            raise InvalidInputError("conn_id", f"connection {self.conn_id} cannot be read: {error}") from error
+
+    def _settle(self, wanted: Iterable[str], sighting: Sighting) -> None:
+        now = self._loop.time()
+        clock = time.time() - now
+        for batch_id in wanted:
+            track = self._tracks.get(batch_id)
+            batch = sighting.batches.get(batch_id)
+            error = sighting.errors.get(batch_id)
+            if track is None:
+                continue
+            if batch is not None:
+                track.recovered()
+                if batch != track.last:
+                    track.last = batch
+                    track.deliver(batch_id, batch)
+                continue
+            if error is not None:
+                if track.outage_since is None and sighting.outage is None:
+                    log.warning("Looking at batch %s fails, trying again until it works: %s", batch_id, error)
+                track.failed_at = now
+            trouble = error or sighting.outage
+            if trouble is not None and (news := track.judge(trouble, now, clock)) is not None:
+                track.deliver(batch_id, news)
+
+    def _schedule(self, due: Iterable[Watch], sighting: Sighting, started: float) -> None:
+        now = self._loop.time()
+        self._report(sighting, now)
+        if sighting.outage is not None:
+            self._failed_polls += 1
+            self._not_before = now + min(sighting.outage.retry_after_s or 0.0, _LONGEST_RETRY_AFTER_S)
+        elif sighting.answered:
+            self._failed_polls = 0
+        # One factor for all, so that waiters of one interval stay in one poll; below 1, so that none waits longer.
+        jitter = random.uniform(0.9, 1.0)  # noqa: S311
+        for watch in due:
+            interval = backoff_s(watch.poll_interval, self._failed_polls if sighting.outage else 0)
+            # A poll that takes longer than the interval is followed by a pause as long as the excess.
+            due_at = max(started + interval * jitter, now + min(now - started - interval, _LONGEST_BACKOFF_S))
+            watch.schedule(due_at, looked_at=started)
+
+    def _report(self, sighting: Sighting, now: float) -> None:
+        if sighting.outage is not None and not self._failed_polls:
+            log.warning(
+                "Looking at batches on %s fails, trying again until it works: %s", self.conn_id, sighting.outage
+            )
+        elif sighting.outage is None and sighting.answered and self._failed_polls:
+            log.info("Looking at batches on %s works again.", self.conn_id)
+        self._calls += sighting.calls
+        passed_s = now - self._calls_since
+        if passed_s >= self._report_after_s:
+            log.info(
+                "%d waiters share one poll loop on %s: %d batches, %.1f calls a minute.",
+                len(self._watches),
+                self.conn_id,
+                len(self._tracks),
+                self._calls * 60 / passed_s,
+            )
+            self._calls, self._calls_since, self._report_after_s = 0, now, _REPORT_EVERY_S

@@ -1,0 +1,1 @@
+"""Wait for a batch in its own task."""

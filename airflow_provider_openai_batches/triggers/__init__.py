@@ -1,0 +1,1 @@
+"""Wait for batches in the triggerer."""

@@ -1,0 +1,145 @@
+"""Upload and cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import ObjectStoragePath, TaskDeferred
+
+from airflow_provider_openai_batches.api.errors import InvalidInputError, NotFoundError, OpenAIBatchesError
+from airflow_provider_openai_batches.emulator import Emulator
+from airflow_provider_openai_batches.hooks.openai_batches import OpenAIBatchesHook
+from airflow_provider_openai_batches.operators.openai_batches import (
+    OpenAIBatchCancelOperator,
+    OpenAIBatchUploadOperator,
+)
+from tests.airflow.conftest import Attempts, EmulatorTime, new_batch
+
+pytestmark = pytest.mark.usefixtures("connection", "clock")
+
+
+def upload(source: Any, attempts: Attempts, **options: Any) -> str:
+    return OpenAIBatchUploadOperator(task_id="upload", source=source, **options).execute(attempts.next())
+
+
+@pytest.fixture
+def attempts() -> Attempts:
+    return Attempts(store=None)
+
+
+class TestUpload:
+    def test_returns_the_file_id_and_pushes_it(self, input_file: Path, attempts: Attempts) -> None:
+        file_id = upload(str(input_file), attempts, filename="july.jsonl", expires_after=7200)
+        file = OpenAIBatchesHook().retrieve_file(file_id)
+        assert attempts.xcoms == {"file_id": file_id}
+        assert file.filename == "july.jsonl"
+        assert file.expires_at == (file.created_at or 0) + 7200
+
+    def test_object_storage(self, input_file: Path, attempts: Attempts) -> None:
+        assert upload(ObjectStoragePath(str(input_file)), attempts)
+
+    @pytest.mark.parametrize(
+        ("source", "options", "message"),
+        [
+            ("/nowhere/in.jsonl", {}, "source: /nowhere/in.jsonl does not exist, or this worker cannot see it"),
+            ("", {}, "source: the path is empty"),
+            ("{input_file}", {"expires_after": 60}, "expires_after: expected 3,600 to 2,592,000 seconds"),
+            ("{input_file}", {"expires_after": "1d"}, "expires_after: expected 3,600 to 2,592,000 seconds"),
+        ],
+    )
+    def test_bad_input_sends_nothing(
+        self,
+        input_file: Path,
+        attempts: Attempts,
+        emulator: Emulator,
+        source: str,
+        options: dict[str, Any],
+        message: str,
+    ) -> None:
+        with pytest.raises(InvalidInputError, match=message):
+            upload(source.format(input_file=input_file), attempts, **options)
+        assert emulator.calls == []
+
+    def test_file_refused_by_the_service_says_why(
+        self, input_file: Path, attempts: Attempts, emulator: Emulator
+    ) -> None:
+        emulator.add_fault({"on": {"method": "POST", "path": "/files"}, "do": {"status": 413, "body": "<h1>No</h1>"}})
+        with pytest.raises(OpenAIBatchesError, match=r"HTTP 413.*Split the input into smaller files"):
+            upload(str(input_file), attempts)
+
+
+@pytest.fixture
+def batch_id(connection: Any, emulator: Emulator) -> str:
+    return new_batch(emulator)
+
+
+def canceller(batch_id: Any, **options: Any) -> OpenAIBatchCancelOperator:
+    return OpenAIBatchCancelOperator(**{"task_id": "cancel", "batch_id": batch_id, "deferrable": False, **options})
+
+
+class TestCancel:
+    def test_running_batch_is_being_cancelled(self, batch_id: str, emulator: Emulator, attempts: Attempts) -> None:
+        emulator.advance(10)
+        batch = canceller(batch_id).execute(attempts.next())
+        assert (batch["id"], batch["status"]) == (batch_id, "cancelling")
+        assert attempts.xcoms == {"batch_id": batch_id}
+
+    def test_batch_that_is_over_is_returned_as_it_is(
+        self, batch_id: str, emulator: Emulator, attempts: Attempts
+    ) -> None:
+        emulator.advance(200)
+        assert canceller(batch_id).execute(attempts.next())["status"] == "completed"
+        assert emulator.count("POST", "/v1/batches/{batch_id}/cancel") == 1
+
+    def test_again_is_fine(self, batch_id: str, emulator: Emulator, attempts: Attempts) -> None:
+        emulator.advance(10)
+        canceller(batch_id).execute(attempts.next())
+        emulator.advance(900)
+        assert canceller(batch_id).execute(attempts.next())["status"] == "cancelled"
+
+    def test_waits_until_the_finished_answers_can_be_fetched(
+        self, batch_id: str, emulator: Emulator, attempts: Attempts, clock: EmulatorTime
+    ) -> None:
+        emulator.advance(60)
+        batch = canceller(batch_id, wait_for_cancellation=True).execute(attempts.next())
+        assert batch["status"] == "cancelled"
+        assert batch["output_file_id"]
+        assert 0 < clock.slept <= 615
+
+    def test_waits_in_the_triggerer(
+        self, batch_id: str, emulator: Emulator, attempts: Attempts, run_trigger: Callable[..., list[Any]]
+    ) -> None:
+        emulator.advance(60)
+        options = {"wait_for_cancellation": True, "deferrable": True, "poll_interval": 0.01}
+        with pytest.raises(TaskDeferred) as deferred:
+            canceller(batch_id, **options).execute(attempts.next())
+        emulator.advance(900)
+        [event] = run_trigger(deferred.value.trigger)
+        batch = canceller(batch_id, **options).execute_complete({}, event)
+        assert (batch["id"], batch["status"]) == (batch_id, "cancelled")
+
+    def test_does_not_wait_for_a_batch_that_is_over(
+        self, batch_id: str, emulator: Emulator, attempts: Attempts
+    ) -> None:
+        emulator.advance(200)
+        done = canceller(batch_id, wait_for_cancellation=True, deferrable=True).execute(attempts.next())
+        assert done["status"] == "completed"
+
+    def test_error_event_raises(self, batch_id: str) -> None:
+        event = {"status": "error", "batches": {batch_id: None}, "message": "the key was revoked"}
+        with pytest.raises(OpenAIBatchesError, match="was cancelled, but not seen to end: the key was revoked"):
+            canceller(batch_id).execute_complete({}, event)
+
+    def test_unknown_batch_is_named(self, attempts: Attempts) -> None:
+        with pytest.raises(NotFoundError, match="batch_nowhere"):
+            canceller("batch_nowhere").execute(attempts.next())
+
+    @pytest.mark.parametrize("missing", [None, "", "None"])
+    def test_missing_id_is_refused(self, missing: Any, emulator: Emulator, attempts: Attempts) -> None:
+        with pytest.raises(InvalidInputError, match="batch_id: expected an id"):
+            canceller(missing).execute(attempts.next())
+        assert emulator.calls == []
+        assert attempts.xcoms == {}

@@ -1,0 +1,142 @@
+"""A real ``airflow triggerer`` with a metadata database of its own, and tasks that are deferred in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from airflow_provider_openai_batches.triggers.openai_batches import OpenAIBatchTrigger
+
+ROOT = Path(__file__).resolve().parents[2]
+AIRFLOW = str(Path(sys.executable).with_name("airflow"))
+Seed = tuple[str, dict[str, Any]]
+
+
+def waiting_for(batch_id: str, **kwargs: Any) -> Seed:
+    """A deferred wait for one batch, as it is stored."""
+    return OpenAIBatchTrigger(batch_ids=[batch_id], **kwargs).serialize()
+
+
+def until(condition: Callable[[], bool], *, within: float) -> None:
+    """Wait for what happens in other processes."""
+    limit = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < limit, "it did not happen in time"
+        time.sleep(0.05)
+
+
+class Triggerer:
+    """Starts and stops the triggerer; changes and reads its tasks in the database, as a scheduler or a user would.
+
+    :param home: an empty directory
+    :param connections: URI or JSON of each Airflow connection by id
+    """
+
+    def __init__(self, home: Path, connections: Mapping[str, str]) -> None:
+        self.home = home
+        self._env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")} | {
+            "AIRFLOW_HOME": str(home),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags"),
+            "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+            "PYTHONPATH": str(ROOT),
+            **{f"AIRFLOW_CONN_{conn_id.upper()}": text for conn_id, text in connections.items()},
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+        (home / "dags").mkdir(parents=True)
+        self._run(AIRFLOW, "db", "migrate")
+
+    def __enter__(self) -> Triggerer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def seed(self, triggers: Iterable[Seed]) -> int:
+        """Add deferred tasks; return the map index of the first, those of the others follow."""
+        first = self.states().total()
+        self._run(sys.executable, "-m", "tests.polling.seed", text=json.dumps(list(triggers)))
+        return first
+
+    def start(self, **env: str) -> None:
+        """Start the triggerer."""
+        with (self.home / "triggerer.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [AIRFLOW, "triggerer", "--skip-serve-logs", "--capacity", "10000"],
+                env=self._env | env,
+                cwd=self.home,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def stop(self) -> float:
+        """End the triggerer as a deployment does, with SIGTERM; return the seconds it took."""
+        if self._process is None:
+            return 0.0
+        process, self._process = self._process, None
+        began = time.monotonic()
+        process.terminate()
+        try:
+            process.wait(40)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        return time.monotonic() - began
+
+    @property
+    def runner(self) -> psutil.Process:
+        """The process that runs the triggers; its parent talks to the database."""
+        assert self._process is not None
+        return max(psutil.Process(self._process.pid).children(), key=lambda child: child.memory_info().rss)
+
+    def sockets_to(self, port: int) -> int:
+        """How many connections the runner has to a port."""
+        return sum(bool(link.raddr) and link.raddr.port == port for link in self.runner.net_connections("tcp4"))
+
+    @property
+    def log(self) -> str:
+        """What the triggerer itself has logged."""
+        return (self.home / "triggerer.log").read_text(errors="replace")
+
+    def task_logs(self, saying: str = "") -> list[str]:
+        """What the triggerer has logged for each task; only the logs with this text."""
+        texts = (path.read_text(errors="replace") for path in (self.home / "logs").rglob("*.trigger.*.log"))
+        return [text for text in texts if saying in text]
+
+    def states(self) -> Counter[str]:
+        """How many tasks are in which state."""
+        return Counter(state for (state,) in self._sql("SELECT state FROM task_instance"))
+
+    def event(self, map_index: int) -> dict[str, Any] | None:
+        """What woke the task."""
+        [(kwargs,)] = self._sql("SELECT next_kwargs FROM task_instance WHERE map_index = ?", map_index)
+        found = json.loads(kwargs or "{}")
+        return found.get("__var", found).get("event")
+
+    def mark(self, map_index: int, state: str) -> None:
+        """Give a task a state, as a user does who marks it."""
+        self._sql("UPDATE task_instance SET state = ? WHERE map_index = ?", state, map_index)
+
+    def _sql(self, statement: str, *values: object) -> list[Any]:
+        with closing(sqlite3.connect(self.home / "airflow.db", timeout=20)) as database, database:
+            return database.execute(statement, values).fetchall()
+
+    def _run(self, *command: str, text: str | None = None) -> None:
+        done = subprocess.run(
+            command, env=self._env, cwd=ROOT, input=text, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert done.returncode == 0, done.stdout
