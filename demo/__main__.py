@@ -1,0 +1,119 @@
+"""`python -m demo run` and `python -m demo airflow`; usually called by `make demo` and `make airflow`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import distributions
+from pathlib import Path
+
+import requests
+from rich.console import Console
+
+from demo.airflow import USER, Airflow
+from demo.labels import DAG_ID, run_demo
+from demo.openai_server import OpenAIServer, openai_from_environment, start_emulator
+from demo.processes import DemoError, Interrupted, Processes, claim_port, no_proxy
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+WORKSPACE = REPOSITORY / ".demo"
+DAGS_FOLDER = REPOSITORY / "example_dags"
+FOREVER_S = float("inf")
+
+
+def main() -> int:
+    """Run the command line.
+
+    :return: exit code: 0 success, 1 failure, 128 + signal number when stopped by a signal
+    """
+    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
+    parser.add_argument("command", choices=("run", "airflow"), help="run the demo once, or keep an Airflow up")
+    parser.add_argument("--workspace", type=Path, default=WORKSPACE, help="emptied, then holds what the run writes")
+    arguments = parser.parse_args()
+    # Wide enough for the table when the output goes to a file or a CI log.
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    os.environ.update(no_proxy())
+    try:
+        _run(arguments.command, arguments.workspace.resolve(), console)
+    except Interrupted as interrupted:
+        print(f"\n{interrupted}; nothing is left running", file=sys.stderr)
+        return 128 + interrupted.signum
+    except (DemoError, requests.HTTPError) as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(command: str, workspace: Path, console: Console) -> None:
+    airflow_port, emulator_port = _port("AIRFLOW_PORT"), _port("EMULATOR_PORT")
+    with _emptied(workspace), Processes(workspace / "logs", catch_signals=True) as processes:
+        started = time.monotonic()
+        server = openai_from_environment() or start_emulator(processes, workspace / "emulator", port=emulator_port)
+        model = os.environ.get("DEMO_MODEL") or "gpt-4o-mini"
+        _introduce(server, model, console)
+        console.print("starting Airflow (scheduler, triggerer, DAG processor, API server) ...")
+        airflow = Airflow.start(
+            processes,
+            workspace / "airflow",
+            DAGS_FOLDER,
+            port=airflow_port,
+            env=server.as_airflow_connection(),
+        )
+        console.print(f"Airflow is healthy after {time.monotonic() - started:.0f} s: {airflow.url}", highlight=False)
+        if command == "run":
+            run_demo(airflow, server, workspace / "labels", model, console)
+            console.print(f"The UI was at {airflow.url}: `make airflow` keeps it up.", highlight=False)
+        else:
+            _keep_up(airflow, console)
+
+
+@contextlib.contextmanager
+def _emptied(workspace: Path) -> Iterator[None]:
+    """Hold the workspace for one run at a time, and clear away the run before."""
+    workspace.mkdir(parents=True, exist_ok=True)
+    with (workspace / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DemoError(f"another run is using {workspace}: stop it first (Ctrl-C in its terminal)") from error
+        for entry in workspace.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+        yield
+
+
+def _introduce(server: OpenAIServer, model: str, console: Console) -> None:
+    if server.costs_money:
+        rows = len({distribution.name for distribution in distributions()})
+        console.print(
+            f"[bold yellow]OPENAI_API_KEY is set: {DAG_ID} sends {rows} short requests to {model} at {server.url}. "
+            "This costs money.[/bold yellow] Without the key an emulator answers for free."
+        )
+    else:
+        console.print(f"emulator of the OpenAI Batch API: {server.url} (answers are made up)", highlight=False)
+
+
+def _keep_up(airflow: Airflow, console: Console) -> None:
+    console.print(f"open {airflow.url} as user [bold]{USER}[/bold], password [bold]{airflow.password}[/bold]")
+    console.print("Ctrl-C stops everything.")
+    airflow.processes.wait_for(lambda: False, timeout_s=FOREVER_S, what="Ctrl-C")
+
+
+def _port(variable: str) -> int | None:
+    # Claimed here as well as by those who use them: a taken port is worth knowing before anything is started.
+    value = os.environ.get(variable)
+    if not value:
+        return None
+    if not value.isdecimal() or not 0 < int(value) < 65536:
+        raise DemoError(f"{variable}={value} is not a port: use a number from 1 to 65535, or unset it")
+    return claim_port(int(value), variable)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+#!/bin/sh
+# Make .venv and install into it what a dependency group of pyproject.toml needs, in the versions of constraints.txt.
+# Called by make.
+#
+#   sh demo/install.sh demo|dev
+#
+#   PYTHON=/path/to/python  use this one and start the venv afresh; default: the first Python >= 3.11 found on PATH
+set -eu
+group=$1
+cd "$(dirname "$0")/.."
+
+fail() {
+    echo "error: $*" >&2
+    exit 1
+}
+
+new_enough() { # a pyenv shim exists and fails, so ask the interpreter itself
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
+find_python() {
+    if [ -n "${PYTHON:-}" ]; then
+        new_enough "$PYTHON" || fail "PYTHON=$PYTHON is not a working Python 3.11 or newer"
+        echo "$PYTHON"
+        return
+    fi
+    for candidate in python3 python3.13 python3.12 python3.11 python3.14 python; do
+        if new_enough "$candidate"; then
+            echo "$candidate"
+            return
+        fi
+    done
+    fail "no Python 3.11 or newer on PATH: install one, or name it with make PYTHON=/path/to/python3 ..."
+}
+
+if [ -n "${PYTHON:-}" ] || ! new_enough .venv/bin/python || ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+    python=$(find_python)
+    "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+        fail "$("$python" --version) cannot make virtual environments: install its venv package" \
+            "(Debian, Ubuntu: apt install python3-venv), or name another with make PYTHON=..."
+    echo "making .venv with $("$python" --version)"
+    "$python" -m venv --clear .venv
+fi
+
+echo "installing into .venv (a minute, the first time) ..."
+# 25.1 is the first pip that knows dependency groups.
+.venv/bin/python -m pip install -qq --disable-pip-version-check --upgrade 'pip>=25.1'
+.venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[emulator]' --group "$group"

@@ -1,0 +1,199 @@
+"""A job through a real scheduler and triggerer, while the service, the worker and the triggerer fail."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import psutil
+import pytest
+
+from airflow_provider_openai_batches.emulator import Emulator
+from airflow_provider_openai_batches.results import read_results
+from demo.airflow import Airflow, TaskInstance
+from demo.openai_server import CONNECTION_VARIABLE
+from demo.processes import Child, Processes, is_alive
+from tests.conftest import API_KEY
+from tests.system.dags.job_under_fire import ROWS
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+DAG_ID = "job_under_fire"
+FAILING_ROWS = random.Random(5).sample(range(ROWS), ROWS // 20)
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Emulator]:
+    """An emulator whose batches get on only when a test lets them."""
+    with Emulator(speed=0, api_key=API_KEY) as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="module")
+def airflow(service: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
+    """An Airflow of this module's own, since one test kills parts of it."""
+    connection = {"conn_type": "openai_batches", "host": service.base_url, "password": API_KEY}
+    environment = {
+        CONNECTION_VARIABLE: json.dumps(connection),
+        # Half a minute is what a triggerer may be silent before another takes over its triggers.
+        "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "6",
+        "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
+    }
+    home = tmp_path_factory.mktemp("job") / "airflow"
+    with Processes(tmp_path_factory.mktemp("logs")) as processes:
+        yield Airflow.start(processes, home, Path(__file__).parent / "dags", env=environment)
+
+
+@pytest.fixture(autouse=True)
+def no_faults(service: Emulator) -> None:
+    service.clear_faults()
+
+
+class Run:
+    """A run of the job, with one batch that expires and rows that fail at first."""
+
+    def __init__(self, airflow: Airflow, service: Emulator, directory: Path) -> None:
+        self.airflow = airflow
+        self.service = service
+        self.directory = directory
+        self.tries: set[int] = set()
+        self.earlier = {batch["id"] for batch in service.batches()}
+        service.add_fault({"on": {"batch": {"metadata": {"airflow_shard": "1"}}}, "do": {"outcome": "expire"}})
+        for number in FAILING_ROWS:
+            service.add_fault({"on": {"custom_id": f"row-{number}"}, "do": {"outcome": "server_error"}})
+        self.run_id = airflow.trigger(DAG_ID, {"directory": str(directory)})
+
+    def batches(self) -> list[dict[str, Any]]:
+        return [batch for batch in self.service.batches() if batch["id"] not in self.earlier]
+
+    def task(self) -> TaskInstance:
+        [task] = self.airflow.task_instances(DAG_ID, self.run_id)
+        return task
+
+    def wait_until_deferred(self) -> None:
+        self.airflow.processes.wait_for(
+            lambda: self.task().state == "deferred", timeout_s=90, what="the task to be deferred"
+        )
+
+    def clear(self) -> None:
+        """Clear the task, as a user does."""
+        order = {"dry_run": False, "dag_run_id": self.run_id, "task_ids": ["label"], "only_failed": False}
+        self.airflow.api("POST", f"/dags/{DAG_ID}/clearTaskInstances", order)
+
+    def check(self, *, reads: int = 1) -> dict[str, Any]:
+        """Wait for the end: green, each row answered in its place, and nothing bought twice.
+
+        :param reads: how often the rows were read
+        :return: the manifest
+        """
+
+        def on_poll(tasks: list[TaskInstance]) -> None:
+            self.tries.update(task.try_number for task in tasks)
+            self.service.advance(30)
+
+        state = self.airflow.wait_for_run(DAG_ID, self.run_id, timeout_s=150, on_poll=on_poll)
+        log = self.airflow.task_log(DAG_ID, self.run_id, "label", try_number=self.task().try_number)
+        assert state == "success", log
+        manifest = self.airflow.xcom(DAG_ID, self.run_id, "label")
+        assert manifest is not None
+        rows = list(read_results(manifest))
+        assert [row["context"]["number"] for row in rows] == list(range(ROWS))
+        assert {row["status"] for row in rows} == {"succeeded"}
+        metadata = [batch["metadata"] for batch in self.batches()]
+        bought = Counter((each["airflow_shard"], each["airflow_round"]) for each in metadata)
+        assert set(bought.values()) == {1}, bought
+        assert "expired" in {batch["status"] for batch in self.batches()}
+        answers_bought = sum(batch["request_counts"]["completed"] for batch in self.batches())
+        assert answers_bought == ROWS
+        assert (self.directory / "reads").read_text() == "read\n" * reads
+        return dict(manifest)
+
+
+def test_every_row_is_answered_while_the_task_is_deferred(airflow: Airflow, service: Emulator, tmp_path: Path) -> None:
+    run = Run(airflow, service, tmp_path)
+    run.wait_until_deferred()
+    bought = [batch["id"] for batch in reversed(run.batches())]
+    assert airflow.xcom(DAG_ID, run.run_id, "label", key="batch_ids") == bought
+    assert len(bought) == 3
+    manifest = run.check()
+    assert set(manifest["batch_ids"]) == {batch["id"] for batch in run.batches()}
+    assert run.tries == {1}
+
+    run.clear()
+    again = run.check(reads=2)
+    assert (again["kept"], again["batch_ids"]) == (ROWS, [])
+
+
+def test_killed_worker_and_killed_triggerer_cost_nothing(airflow: Airflow, service: Emulator, tmp_path: Path) -> None:
+    run = hanging_run(airflow, service, tmp_path)
+    worker = airflow.processes.wait_for(lambda: worker_of(airflow, service), timeout_s=10, what="the worker")
+    worker.kill()
+
+    run.wait_until_deferred()
+    restart_triggerer(airflow.processes)
+    assert run.task().state == "deferred"
+    run.check()
+    assert run.tries == {2}
+
+
+def test_running_task_that_is_marked_failed_cancels_its_batches_and_can_go_on(
+    airflow: Airflow, service: Emulator, tmp_path: Path
+) -> None:
+    run = hanging_run(airflow, service, tmp_path)
+    path = f"/dags/{DAG_ID}/dagRuns/{quote(run.run_id)}/taskInstances/label"
+    airflow.api("PATCH", path, {"new_state": "failed"})
+
+    def cancelled() -> bool:
+        return {batch["status"] for batch in run.batches()} <= {"cancelling", "cancelled"}
+
+    airflow.processes.wait_for(cancelled, timeout_s=60, what="the batch to be cancelled")
+    airflow.processes.wait_for(lambda: not worker_of(airflow, service), timeout_s=30, what="the worker to be gone")
+    assert len(run.batches()) == 1
+    run.clear()
+    run.check()
+
+
+def hanging_run(airflow: Airflow, service: Emulator, directory: Path) -> Run:
+    """A run whose worker has bought its first batch and hangs in the upload of its second shard."""
+    service.add_fault({"on": {"method": "POST", "path": "/files"}, "do": {"delay": 60}, "skip": 1})
+    run = Run(airflow, service, directory)
+    airflow.processes.wait_for(run.batches, timeout_s=90, what="the first batch")
+    assert len(run.batches()) == 1
+    return run
+
+
+def child_named(processes: Processes, name: str) -> Child:
+    [child] = [child for child in processes._children if child.name == name]
+    return child
+
+
+def worker_of(airflow: Airflow, service: Emulator) -> psutil.Process | None:
+    """Find the process that runs the task, by its connection to the service."""
+    port = urlsplit(service.base_url).port
+    scheduler = child_named(airflow.processes, "scheduler")
+    for process in psutil.Process(scheduler.popen.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any(each.raddr and each.raddr.port == port for each in process.net_connections(kind="tcp")):
+                return process
+    return None
+
+
+def restart_triggerer(processes: Processes) -> None:
+    """Kill the triggerer with all it has started, so that it can tell nobody, and start another."""
+    child = child_named(processes, "triggerer")
+    process = psutil.Process(child.popen.pid)
+    family = [process, *process.children(recursive=True)]
+    command, environment = process.cmdline(), process.environ()
+    # From here on its death is no surprise.
+    processes._children.remove(child)
+    for each in family:
+        each.kill()
+    child.popen.wait()
+    processes.wait_for(lambda: not any(map(is_alive, family)), timeout_s=10, what="the triggerer to be gone")
+    processes.start("second-triggerer", command, env=environment)
