@@ -287,7 +287,7 @@ def _take_steps(job: Job, shard: Shard, *, buying: bool) -> None:
 
 def _stop_if_late(job: Job) -> None:
     ledger = job.ledger
-    if ledger.stopping or ledger.deadline is None or job.now() < ledger.deadline:
+    if not job.settings.cancel_when_late or ledger.stopping or ledger.deadline is None or job.now() < ledger.deadline:
         return
     log.warning("The job's time is up: cancelling %d batches and keeping what they finish.", len(ledger.active_rounds))
     ledger.stopping = True

@@ -44,6 +44,7 @@ class JobSettings:
     :param output_format: of the result files
     :param delete_remote_files: delete the service's copies of all files when the job is finished
     :param file_expires_after: seconds until the service deletes the input files; default: 30 days
+    :param cancel_when_late: cancel the batches at the deadline; if not, whoever calls has to mind it
     """
 
     template: RequestTemplate
@@ -57,6 +58,7 @@ class JobSettings:
     output_format: Literal["jsonl", "parquet"] = "jsonl"
     delete_remote_files: bool = False
     file_expires_after: int | None = None
+    cancel_when_late: bool = True
 
 
 class _Sorter:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath, XComArg
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError, OpenAIBatchesError, WaitTimeoutError
-from airflow_provider_openai_batches.compat import task_state_store
+from airflow_provider_openai_batches.compat import has_ended, task_state_store
 from airflow_provider_openai_batches.jobs.verdict import RowsFailedError, check_max_failed, raise_for_results
 from airflow_provider_openai_batches.links import OpenAIBatchLink
 from airflow_provider_openai_batches.operators import parameters
@@ -75,7 +75,8 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
     :param timeout: seconds from the attempt's start after which the batches are cancelled, what they finished is kept,
         and the task fails; its next attempt buys only the rest. Default: never
     :param on_timeout: ``cancel``, or ``keep`` to leave the batches running: the next attempt goes on with them
-    :param cancel_on_kill: cancel the batches when a user ends the task; while it is deferred, this needs Airflow 3.3
+    :param cancel_on_kill: cancel the batches when a user ends the task (not when its worker goes away or it is cleared:
+        the next attempt goes on with them); while it is deferred, this needs Airflow 3.3
     :param deferrable: wait in the triggerer
     :param replan: when a cleared task reads its rows again: ``when_finished``, ``always`` or ``never``
     :param delete_remote_files: delete the service's copies of all files at the end
@@ -147,6 +148,7 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
         self.output_format = parameters.one_of(output_format, "output_format", "jsonl", "parquet")
         self.batch_id: str | None = None  # The newest, for the link.
         self._shown: list[str | None] = []
+        self._ti: Any = None
         self._job: Job | None = None
         self._killed = False
 
@@ -172,18 +174,16 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
         return self._go_on(context, resuming=True, trouble=event["message"] if is_error else None)
 
     def on_kill(self) -> None:
-        """Cancel the batches of a running task. What they finished is landed by the next attempt."""
-        from airflow_provider_openai_batches.jobs.engine import cancel
-
+        """Cancel the batches if the task is over. What they finished is landed when the task is run again."""
         # Airflow calls this in a signal's handler, and the task goes on where it was until it is killed for good.
         self._killed = True
-        if self.cancel_on_kill and self._job is not None:
-            self._job.ledger.stopping = True  # It must not replace what is cancelled now.
-            cancel(self._job)
+        if self._job is not None:
+            self._cancel_if_ended(self._job)
 
     def _go_on(self, context: Context, *, resuming: bool, trouble: str | None = None) -> dict[str, Any]:
         from airflow_provider_openai_batches.jobs.engine import Finished, Stopped, advance
 
+        self._ti = context["ti"]
         job = self._job = self._open(context, resuming=resuming)
         while True:
             self._stop_if_killed(job)
@@ -229,13 +229,16 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
         return "in time" if self.timeout is None else f"after {self.timeout:,.0f} seconds"
 
     def _stop_if_killed(self, job: Job) -> None:
-        if not self._killed:
-            return
-        if self.cancel_on_kill:
-            from airflow_provider_openai_batches.jobs.engine import cancel
+        if self._killed:
+            self._cancel_if_ended(job)  # One may have been created while the others were cancelled.
+            raise OpenAIBatchesError("The task was ended from outside. Its next attempt goes on with the job.")
 
-            cancel(job)  # One may have been created while the others were cancelled.
-        raise OpenAIBatchesError("The task was ended from outside. Its next attempt goes on with the job.")
+    def _cancel_if_ended(self, job: Job) -> None:
+        from airflow_provider_openai_batches.jobs.engine import cancel
+
+        if self.cancel_on_kill and (job.ledger.stopping or has_ended(self._ti)):
+            job.ledger.stopping = True  # It must not replace what is cancelled now.
+            cancel(job)
 
     def _show_batches(self, job: Job, context: Context) -> None:
         """Push the ids of the batches when there are new ones."""
@@ -349,4 +352,5 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
             dry_run=self.plan_only,
             output_format=self.output_format,
             delete_remote_files=self.delete_remote_files,
+            cancel_when_late=self.on_timeout == "cancel",
         )

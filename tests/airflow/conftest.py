@@ -226,6 +226,19 @@ def attempts(request: pytest.FixtureRequest) -> Attempts:
     return Attempts(store=Store() if request.param == "store" else None)
 
 
+@pytest.fixture
+def task_is(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
+    """Let Airflow say which state the task instance is in, or that it does not know."""
+
+    def say(state: str | None) -> None:
+        states = {} if state is None else {"run": {"submit": state}}
+        monkeypatch.setattr(
+            "airflow.sdk.execution_time.task_runner.RuntimeTaskInstance.get_task_states", lambda **ti: states
+        )
+
+    return say
+
+
 @pytest.fixture(scope="session")
 def memory_storage() -> None:
     """Object storage without a service: `memory://` is attached as an Airflow provider would attach `s3://`."""

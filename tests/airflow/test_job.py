@@ -552,12 +552,42 @@ def test_timeout_can_leave_the_batches_to_the_next_attempt(
     assert len(emulator.batches()) == 1
 
 
+def test_kept_batches_go_on_even_if_the_time_is_up_while_the_rows_are_read(
+    new_task: Callable[..., Task], emulator: Emulator
+) -> None:
+    emulator.add_fault({"on": {"batch": {}}, "do": STUCK})
+
+    def slow() -> Iterator[str]:
+        yield "a"
+        enough = time.time() + 0.2
+        wait_until(lambda: time.time() > enough)
+        yield "b"
+
+    with pytest.raises(WaitTimeoutError, match="1 batches go on"):
+        new_task(requests=slow, timeout=0.1, on_timeout="keep").run()
+    assert [batch["status"] for batch in emulator.batches()] == ["validating"]
+
+
 # --- the end from outside --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cancel_on_kill", [True, False])
-def test_killed_task_buys_nothing_more_and_its_next_attempt_goes_on(
-    new_task: Callable[..., Task], emulator: Emulator, cancel_on_kill: bool
+@pytest.mark.parametrize(
+    ("state", "cancel_on_kill", "cancels"),
+    [
+        pytest.param("failed", True, True, id="ended by a user"),
+        pytest.param("failed", False, False, id="ended, not to be cancelled"),
+        pytest.param("running", True, False, id="evicted"),
+        pytest.param("restarting", True, False, id="cleared"),
+        pytest.param(None, True, False, id="unknown"),
+    ],
+)
+def test_killed_task_stops_and_its_next_attempt_goes_on(
+    new_task: Callable[..., Task],
+    emulator: Emulator,
+    task_is: Callable[[str | None], None],
+    state: str | None,
+    cancel_on_kill: bool,
+    cancels: bool,
 ) -> None:
     emulator.add_fault({"on": {"batch": {"metadata": {"airflow_shard": "1"}}}, "do": {**STUCK, "seconds": 4000}})
     source = Source("a", "b", "c")
@@ -576,22 +606,23 @@ def test_killed_task_buys_nothing_more_and_its_next_attempt_goes_on(
     worker = threading.Thread(target=work)
     worker.start()
     wait_until(lambda: len(emulator.batches()) == 3 or not worker.is_alive())
+    task_is(state)
     operator.on_kill()
     worker.join()
 
     [error] = raised
     assert "ended from outside" in str(error)
     statuses = {batch["metadata"]["airflow_shard"]: batch["status"] for batch in emulator.batches()}
-    assert (statuses["1"] in ("cancelling", "cancelled")) == cancel_on_kill
+    assert (statuses["1"] in ("cancelling", "cancelled")) == cancels
     assert job.run()["succeeded"] == 3
     assert source.calls == 1
-    again = {("1", "2"): 1} if cancel_on_kill else {}
+    again = {("1", "2"): 1} if cancels else {}
     assert bought(emulator) - Counter({("2", "2"): 1}) == {("0", "1"): 1, ("1", "1"): 1, ("2", "1"): 1} | again
 
 
 @pytest.mark.parametrize("deferrable", [True, False], ids=["deferrable", "in the worker"])
 def test_task_killed_while_it_reads_its_rows_buys_nothing(
-    new_task: Callable[..., Task], emulator: Emulator, deferrable: bool
+    new_task: Callable[..., Task], emulator: Emulator, task_is: Callable[[str | None], None], deferrable: bool
 ) -> None:
     killed: list[OpenAIBatchOperator] = []
 
@@ -600,6 +631,7 @@ def test_task_killed_while_it_reads_its_rows_buys_nothing(
             operator.on_kill()
         yield "a"
 
+    task_is("failed")
     job = new_task(requests=source, deferrable=deferrable)
     killed.append(job.operator())
     with pytest.raises(OpenAIBatchesError, match="ended from outside"):

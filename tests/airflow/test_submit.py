@@ -592,19 +592,6 @@ ENDED = ["failed", "success", "skipped", "removed"]
 GOES_ON = ["running", "restarting", "up_for_retry", None]
 
 
-@pytest.fixture
-def task_is(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
-    """Let Airflow say which state the task instance is in, or that it does not know."""
-
-    def say(state: str | None) -> None:
-        states = {} if state is None else {"run": {"submit": state}}
-        monkeypatch.setattr(
-            "airflow.sdk.execution_time.task_runner.RuntimeTaskInstance.get_task_states", lambda **ti: states
-        )
-
-    return say
-
-
 @contextmanager
 def sigterm_after(operator: OpenAIBatchSubmitOperator, arrives: Callable[[], bool]) -> Iterator[None]:
     """Send SIGTERM to this process once something is the case, and handle it as Airflow does."""
