@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeVar
 
 import msgspec
+import requests
 from requests_toolbelt import MultipartEncoder
+from urllib3.exceptions import HTTPError
 
 from airflow_provider_openai_batches.api.download import download
 from airflow_provider_openai_batches.api.errors import (
@@ -45,6 +47,7 @@ IDEMPOTENCY_KEY = "idempotency_token"
 """Metadata key that carries a create's idempotency token."""
 
 PAGE_SIZE = 100
+_READ_BYTES = 65_536
 _CLOCK_SKEW_S = 300
 """How far our clock may be ahead of the service's before a scan by time could miss a batch."""
 
@@ -154,6 +157,26 @@ class BatchClient:
         """
         file_id = check_id(file_id, "file_id")
         return download(self._session, file_id, destination, retry=self._retry, check=check)
+
+    def read_beginning(self, file_id: str, size: int) -> bytes:
+        """Return at most the first bytes of a file's content, however large it is.
+
+        :param file_id: the file
+        :param size: in bytes
+        """
+        file_id = check_id(file_id, "file_id")
+        until = time.monotonic() + self.settings.timeout_s
+        content = bytearray()
+        # No range is asked for: an empty file has none, and not every service knows them.
+        path = ("files", file_id, "content")
+        with closing(self._retry(lambda: self._session.send("GET", *path, follow_redirects=True))) as answer:
+            try:
+                while len(content) < size and time.monotonic() < until and (chunk := answer.raw.read1(_READ_BYTES)):
+                    content += chunk
+            except (HTTPError, OSError) as error:
+                lost = requests.ConnectionError(error)
+                raise self._session.connection_error("GET /files/{id}/content", lost) from None
+        return bytes(content[:size])
 
     # --- batches -----------------------------------------------------------------------------------------------------
 

@@ -41,11 +41,25 @@ def describe(batch: Batch, now: float) -> str:
         done = counts.completed + counts.failed
         failed = f", {counts.failed:,} of them failed" if counts.failed else ""
         parts.append(f"{done:,} of {counts.total:,} requests done{failed}")
-        running_s = now - batch.in_progress_at if batch.in_progress_at else 0.0
-        if not batch.is_terminal and 0 < done < counts.total and running_s > 0:
-            rate = done / running_s
-            parts.append(f"{rate * 60:,.0f} a minute, about {_duration((counts.total - done) / rate)} left")
+        left_s = time_left_s(batch, now)
+        if left_s is not None and done < counts.total:
+            rate = (counts.total - done) / left_s
+            parts.append(f"{rate * 60:,.0f} a minute, about {_duration(left_s)} left")
     return "; ".join(parts)
+
+
+def time_left_s(batch: Batch, now: float) -> float | None:
+    """Return the seconds a batch still needs for its requests at its rate so far; None while it has no rate.
+
+    :param batch: as seen now
+    :param now: unix time
+    """
+    counts = batch.request_counts
+    done = counts.completed + counts.failed
+    running_s = now - batch.in_progress_at if batch.in_progress_at else 0.0
+    if batch.is_terminal or running_s <= 0 or not 0 < done <= counts.total:
+        return None
+    return (counts.total - done) * running_s / done
 
 
 def _duration(seconds: float) -> str:
