@@ -100,7 +100,7 @@ class _Download:
         """
         try:
             response = self.session.send(
-                "GET", "files", self.file_id, "content", headers=headers, stream=True, transfer=True
+                "GET", "files", self.file_id, "content", headers=headers, follow_redirects=True, transfer=True
             )
         except BadRequestError as error:
             if error.status != 416:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, quote_plus, urlsplit
@@ -10,7 +11,7 @@ from urllib.parse import quote, quote_plus, urlsplit
 import msgspec
 import requests
 from requests.adapters import HTTPAdapter
-from urllib3.exceptions import LocationParseError, NewConnectionError
+from urllib3.exceptions import HTTPError, LocationParseError, NewConnectionError
 
 from airflow_provider_openai_batches.api.errors import (
     APIConnectionError,
@@ -26,7 +27,11 @@ _SEND_TIMEOUT_S = 60.0
 """For uploads: urllib3 holds each write on a new connection to the connect timeout."""
 
 _TRANSFER_TIMEOUT_S = 600.0
+_CHUNK_BYTES = 65_536
 _ERROR_BODY_BYTES = 65_536
+_LARGEST_ANSWER_BYTES = 64 << 20
+"""For JSON: a full page of 100 batches with all their metadata is below 1 MB."""
+
 _SHORTEST_SECRET = 6
 """Shorter values (``1``, ``none``) hide nothing, and redacting them would make messages unreadable."""
 
@@ -87,10 +92,10 @@ class ServiceSession:
         body: Any = None,
         content_type: str = "application/json",
         headers: Mapping[str, str] | None = None,
-        stream: bool = False,
+        follow_redirects: bool = False,
         transfer: bool = False,
     ) -> requests.Response:
-        """Make one request.
+        """Make one request. The body of the answer is unread; whoever calls reads or closes it.
 
         :param method: HTTP method
         :param path: segments below the base URL; each is quoted, so that no id can leave its place
@@ -98,7 +103,7 @@ class ServiceSession:
         :param body: bytes or a readable stream
         :param content_type: of the body
         :param headers: further headers
-        :param stream: leave the response's body unread and follow redirects, for downloads
+        :param follow_redirects: to other hosts too, without the connection's headers; for downloads
         :param transfer: a file goes either way, so the server may be silent for longer
         :raises APIStatusError: HTTP 400 and above
         :raises APIConnectionError: no complete answer
@@ -106,7 +111,7 @@ class ServiceSession:
         """
         route = "/" + "/".join(quote(segment, safe="") for segment in path)
         call = f"{method} {route}"
-        timeout = max(self.settings.timeout_s, _TRANSFER_TIMEOUT_S) if transfer else self.settings.timeout_s
+        timeout = self._timeout_s(transfer)
         connect_timeout = _SEND_TIMEOUT_S if transfer and body is not None else _CONNECT_TIMEOUT_S
         try:
             response = self._session.request(
@@ -116,8 +121,8 @@ class ServiceSession:
                 data=body,
                 headers={**({} if body is None else {"Content-Type": content_type}), **(headers or {})},
                 timeout=(min(connect_timeout, timeout), timeout),
-                stream=stream,
-                allow_redirects=stream,
+                stream=True,
+                allow_redirects=follow_redirects,
             )
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, LocationParseError) as error:
             reason = self._redacted(str(error))
@@ -127,6 +132,7 @@ class ServiceSession:
         if response.status_code >= 400:
             raise self._refused(call, response)
         if response.is_redirect:
+            response.close()
             raise InvalidResponseError(
                 f"{call} was redirected to {self._redacted(response.headers.get('location', ''))}. "
                 "Put the URL that serves the API itself into the connection's host.",
@@ -134,14 +140,16 @@ class ServiceSession:
             )
         return response
 
-    def json(self, method: str, *path: str, **options: Any) -> dict[str, Any]:
+    def json(self, method: str, *path: str, transfer: bool = False, **options: Any) -> dict[str, Any]:
         """Make one request and decode the JSON object of its answer.
 
-        :raises InvalidResponseError: the answer is something else
+        :param options: those of :meth:`send`
+        :raises InvalidResponseError: the answer is something else, or endless
         """
-        response = self.send(method, *path, **options)
+        response = self.send(method, *path, transfer=transfer, **options)
+        body = self._body(f"{method} /{'/'.join(path)}", response, within_s=self._timeout_s(transfer))
         try:
-            decoded = msgspec.json.decode(response.content)
+            decoded = msgspec.json.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             decoded = None
         if not isinstance(decoded, dict):
@@ -176,6 +184,30 @@ class ServiceSession:
         failure = APIConnectionError(f"{call} to {host} {kind}: {type(error).__name__}: {text}")
         failure.timed_out = isinstance(error, requests.Timeout)
         return failure
+
+    def _timeout_s(self, transfer: bool) -> float:
+        return max(self.settings.timeout_s, _TRANSFER_TIMEOUT_S) if transfer else self.settings.timeout_s
+
+    def _body(self, call: str, response: requests.Response, *, within_s: float) -> bytes:
+        """Read an answer that has to fit into memory and to arrive in time, however slowly it drips."""
+        body, until = bytearray(), time.monotonic() + within_s
+        with contextlib.closing(response):
+            while True:
+                try:
+                    chunk = response.raw.read1(_CHUNK_BYTES, decode_content=True)
+                except (HTTPError, OSError) as error:
+                    raise self.connection_error(call, requests.ConnectionError(error)) from None
+                if not chunk:
+                    return bytes(body)
+                body += chunk
+                if len(body) > _LARGEST_ANSWER_BYTES:
+                    raise InvalidResponseError(
+                        f"{call}: the answer is longer than {_LARGEST_ANSWER_BYTES:,} bytes. Is the connection's host "
+                        "the base URL of the API?"
+                    )
+                if time.monotonic() > until:
+                    late = requests.ReadTimeout(f"the answer was not complete after {within_s:.0f} seconds")
+                    raise self.connection_error(call, late)
 
     def _refused(self, call: str, response: requests.Response) -> APIStatusError:
         body = bytearray()

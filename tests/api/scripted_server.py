@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import socket
@@ -24,6 +25,8 @@ class Request:
     query: dict[str, str]
     headers: Mapping[str, str]
     body: bytes
+    port: int
+    """The client's, which tells connections apart."""
 
     @property
     def json(self) -> Any:
@@ -35,7 +38,7 @@ class Answer:
     """One answer.
 
     :param cut_at: send only so many bytes of the body, under the full ``Content-Length``, then close
-    :param chunks: send the body in these chunks, without a ``Content-Length``
+    :param chunks: send the body in these chunks as they come, without a ``Content-Length``
     :param reset: instead of all that, reset the connection
     """
 
@@ -43,7 +46,7 @@ class Answer:
     body: bytes = b""
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     cut_at: int | None = None
-    chunks: tuple[bytes, ...] = ()
+    chunks: Iterable[bytes] = ()
     reset: bool = False
 
 
@@ -109,7 +112,8 @@ def _handler(script: ScriptedServer) -> type[BaseHTTPRequestHandler]:
             parts = urlsplit(self.path)
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             headers = CaseInsensitiveDict(self.headers.items())
-            request = Request(self.command, parts.path, dict(parse_qsl(parts.query)), headers, body)
+            query = dict(parse_qsl(parts.query))
+            request = Request(self.command, parts.path, query, headers, body, port=self.client_address[1])
             self._send(script.answer(request))
 
         do_GET = do_POST = do_DELETE = _serve  # noqa: N815
@@ -127,10 +131,11 @@ def _handler(script: ScriptedServer) -> type[BaseHTTPRequestHandler]:
             if answer.chunks:
                 self.send_header("Transfer-Encoding", "chunked")
                 self.end_headers()
-                for chunk in answer.chunks:
-                    self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
-                    self.wfile.flush()
-                self.wfile.write(b"0\r\n\r\n")
+                with contextlib.suppress(ConnectionError):  # Whoever has read enough hangs up.
+                    for chunk in answer.chunks:
+                        self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+                        self.wfile.flush()
+                    self.wfile.write(b"0\r\n\r\n")
                 return
             self.send_header("Content-Length", str(len(answer.body)))
             self.end_headers()

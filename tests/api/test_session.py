@@ -1,0 +1,59 @@
+"""Answers that no well-meaning service gives: they must not hold the caller's memory or thread."""
+
+from __future__ import annotations
+
+import gzip
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from airflow_provider_openai_batches.api.errors import APIConnectionError, InvalidResponseError
+from tests.api.connecting import connect
+from tests.api.scripted_server import Answer, ScriptedServer
+
+BATCH = b'{"id": "batch_1", "object": "batch", "status": "in_progress"}'
+
+
+def test_an_endless_answer_is_cut_off() -> None:
+    endless = Answer(chunks=(b" " * (1 << 20) for _ in range(1000)))
+    with ScriptedServer(endless) as server, connect(server.base_url) as client:
+        with pytest.raises(InvalidResponseError, match=r"GET /batches/batch_1: the answer is longer than 67,108,864"):
+            client.retrieve_batch("batch_1")
+        assert len(server.requests) == 1
+
+
+def test_a_compressed_bomb_is_cut_off() -> None:
+    bomb = Answer(body=gzip.compress(b" " * (80 << 20)), headers={"Content-Encoding": "gzip"})
+    too_long = pytest.raises(InvalidResponseError, match="is longer than")
+    with ScriptedServer(bomb) as server, connect(server.base_url) as client, too_long:
+        client.retrieve_batch("batch_1")
+
+
+def test_an_answer_that_drips_is_given_up_in_time() -> None:
+    over = threading.Event()
+
+    def drip() -> Iterator[bytes]:
+        while not over.wait(0.01):
+            yield b" "
+
+    with ScriptedServer(Answer(chunks=drip())) as server, connect(server.base_url, attempts=1, timeout_s=0.2) as client:
+        with pytest.raises(APIConnectionError, match=r"timed out: .*not complete after 0 seconds") as caught:
+            client.retrieve_batch("batch_1")
+        over.set()
+    assert caught.value.transient
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(body=BATCH),
+        Answer(chunks=[BATCH[:7], BATCH[7:]]),
+        Answer(body=gzip.compress(BATCH), headers={"Content-Encoding": "gzip"}),
+    ],
+    ids=["with a length", "in chunks", "compressed"],
+)
+def test_one_connection_serves_call_after_call(answer: Answer) -> None:
+    with ScriptedServer(answer, answer) as server, connect(server.base_url) as client:
+        assert [client.retrieve_batch("batch_1").status for _ in range(2)] == ["in_progress"] * 2
+        assert len({request.port for request in server.requests}) == 1
