@@ -48,7 +48,7 @@ class BatchRoutes:
     async def _create(self, request: web.Request) -> web.Response:
         try:
             given = await request.json()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ApiError(400, "We could not parse the JSON body of your request.") from error
         if not isinstance(given, Mapping):
             raise ApiError(400, "The body of your request must be a JSON object.")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from aiohttp import BodyPartReader, web
+from aiohttp.http import HttpProcessingError
 
 from airflow_provider_openai_batches.emulator.clock import VirtualClock
 from airflow_provider_openai_batches.emulator.http_faults import effect_on, json_response
@@ -81,7 +82,11 @@ class FileRoutes:
                 else:
                     value = await part.read_chunk(_SMALL_FIELD)
                     fields[part.name or ""] = value.decode("utf-8", "replace")
-        except (ValueError, AssertionError) as error:  # what aiohttp's parser raises for a malformed body
+        except (
+            ValueError,
+            AssertionError,
+            HttpProcessingError,
+        ) as error:  # what aiohttp's parser raises for a malformed body
             raise ApiError(400, f"We could not parse the multipart body: {error}.") from error
         return filename, size, fields
 
@@ -228,7 +233,9 @@ def _life(fields: dict[str, str]) -> int | None:
     if not given:
         return None
     seconds = given.get("seconds", "")
-    return life_in_range(given.get("anchor"), int(seconds) if seconds.isdigit() else seconds, "expires_after")
+    return life_in_range(
+        given.get("anchor"), int(seconds) if seconds.isascii() and seconds.isdigit() else seconds, "expires_after"
+    )
 
 
 def _first_line_is_json(path: Path) -> bool:

@@ -19,7 +19,7 @@ def integer_query(request: web.Request, name: str, *, default: int, most: int) -
     given = request.query.get(name)
     if given is None:
         return default
-    if not given.isdigit() or not 1 <= int(given) <= most:
+    if not (given.isascii() and given.isdigit()) or not 1 <= int(given) <= most:
         text = f"Invalid '{name}': expected an integer from 1 to {most}, but got '{given}' instead."
         raise ApiError(400, text, param=name, code="invalid_value")
     return int(given)

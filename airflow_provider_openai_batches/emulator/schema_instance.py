@@ -13,6 +13,8 @@ from airflow_provider_openai_batches.emulator.pattern_text import matching_text
 _SIMPLE_DEPTH = 4
 """Below this depth optional parts are left out and the plainest alternative is taken, so recursion ends."""
 _MAX_DEPTH = 60
+_MAX_SIZE = 100_000
+"""Values and characters in all: about what a model could say at most."""
 _UNIQUE_ATTEMPTS = 200
 
 _FORMATS = {
@@ -40,7 +42,7 @@ def instance_of(schema: Any, rng: random.Random) -> Any:
     ``const``, ``anyOf``/``oneOf``/``allOf``, every type, and the bounds of strings, numbers, arrays and objects.
 
     :param schema: a JSON schema, decoded
-    :raises SchemaError: it is malformed, never ends, or uses a combination not understood
+    :raises SchemaError: it is malformed, asks for too much, or uses a combination not understood
     """
     try:
         return _Maker(schema, rng).value(schema, "value", 0)
@@ -54,8 +56,15 @@ class _Maker:
     def __init__(self, root: Any, rng: random.Random) -> None:
         self._root = root
         self._rng = rng
+        self._room = _MAX_SIZE
+
+    def _take(self, size: int) -> None:
+        self._room -= size
+        if self._room < 0:
+            raise SchemaError(f"the schema asks for more than {_MAX_SIZE:,} values and characters")
 
     def value(self, schema: Any, name: str, depth: int) -> Any:
+        self._take(1)
         if depth > _MAX_DEPTH:
             raise SchemaError("the schema recurses without an end")
         if schema is True:
@@ -176,6 +185,7 @@ class _Maker:
 
     def _text(self, schema: Mapping[str, Any], name: str) -> str:
         least: int = schema.get("minLength", 0)
+        self._take(least)
         most: float = schema.get("maxLength", math.inf)
         if "pattern" in schema:
             matching = matching_text(schema["pattern"], self._rng, least, most)

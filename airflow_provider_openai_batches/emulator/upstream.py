@@ -111,7 +111,7 @@ class UpstreamServer:
         async with self._session.post(self._base_url + path, json=body) as response:
             text = await response.read()
             retry_after = response.headers.get("Retry-After", "")
-            wait_s = float(retry_after) if retry_after.isdigit() else 0.0
+            wait_s = float(retry_after) if retry_after.isascii() and retry_after.isdigit() else 0.0
             return _reply(response.status, text), wait_s
 
 

@@ -184,6 +184,18 @@ def test_upload_without_purpose_file_or_multipart_is_refused(emulator: Emulator)
     assert requests.post(url, json={"purpose": "batch"}, timeout=10).status_code == 400
 
 
+def test_odd_requests_are_refused_and_do_not_break_the_server(emulator: Emulator) -> None:
+    files, batches = f"{emulator.base_url}/files", f"{emulator.base_url}/batches"
+    nul = {"file": ("a\0.jsonl", b"{}\n")}
+    answers = [
+        requests.post(batches, data="[" * 100_000, headers={"Content-Type": "application/json"}, timeout=10),
+        requests.post(files, data={"purpose": "batch"}, files=nul, timeout=10),
+        requests.get(f"{batches}?limit=²", timeout=10),
+    ]
+    assert [answer.status_code for answer in answers] == [400, 400, 400]
+    assert all(answer.json()["error"]["message"] for answer in answers)
+
+
 def test_files_expire_on_the_clock(emulator: Emulator, client: OpenAI) -> None:
     file_id = upload(client, [request(1)])
     emulator.advance(30 * 86_400 - 1)
