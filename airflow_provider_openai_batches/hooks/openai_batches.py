@@ -101,7 +101,8 @@ class OpenAIBatchesHook(BaseHook):
         extra = self.get_connection(self.conn_id).extra_dejson
         return parse_prices(_json_object(extra, "prices"), f"connection {self.conn_id}: prices")
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close the connections to the service. The next call reads the Airflow connection again."""
         for client in (self._client, self._single):
             if client is not None:
                 client.close()
@@ -270,7 +271,7 @@ class OpenAIBatchesHook(BaseHook):
                 pause = max(pause, min(error.retry_after_s or 0, LONGEST_WAIT_S))
                 if isinstance(error, AuthenticationError):
                     # The key may have been rotated: the next look reads the connection again.
-                    self._close()
+                    self.close()
             else:
                 if patience.outage_since is not None:
                     log.info("Batch %s is seen again after %.0f seconds.", batch_id, now - patience.outage_since)

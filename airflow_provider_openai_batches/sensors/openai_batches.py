@@ -31,6 +31,8 @@ from airflow_provider_openai_batches.links import OpenAIBatchLink
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_openai_batches.api.retry import Patience
+
 
 class OpenAIBatchSensor(BaseSensorOperator):
     """Waits until a batch has reached one of the target statuses; returns the batch as a dict.
@@ -76,6 +78,7 @@ class OpenAIBatchSensor(BaseSensorOperator):
         self.failed_statuses = failed_statuses
         self.conn_id = conn_id
         self.deferrable = deferrable
+        self._was_seen = False
 
     @cached_property
     def hook(self) -> OpenAIBatchesHook:
@@ -85,6 +88,12 @@ class OpenAIBatchSensor(BaseSensorOperator):
     @cached_property
     def _progress(self) -> Progress:
         return Progress()
+
+    @cached_property
+    def _patience(self) -> Patience:
+        from airflow_provider_openai_batches.api.retry import Patience  # Parsing a DAG file needs no tenacity.
+
+        return Patience()
 
     def execute(self, context: Context) -> Any:
         """Poke until the batch is there, or defer after the first look."""
@@ -139,14 +148,22 @@ class OpenAIBatchSensor(BaseSensorOperator):
         return AirflowSensorTimeout(f"Batch {batch_id} did not get there within {self.timeout:,.0f} seconds.")
 
     def _look(self) -> Batch | None:
-        """Return the batch, or None while the service has trouble that will pass: the next look may succeed."""
+        """Return the batch, or None while it cannot be seen: the next look may succeed.
+
+        A wrong key or id fails the first look. One that was right before gets the same patience as in the triggerer.
+        """
         try:
-            return self.hook.retrieve_batch(self.batch_id)
+            batch = self.hook.retrieve_batch(self.batch_id)
         except OpenAIBatchesError as error:
-            if not error.transient:
+            outlasts = self._patience.outlasts(error, time.monotonic())
+            if not error.transient and not (self._was_seen and outlasts):
                 raise
             self.log.warning("Could not look at batch %s, trying again: %s", self.batch_id, error)
+            self.hook.close()  # The key may have been changed: the next look reads the connection again.
             return None
+        self._was_seen = True
+        self._patience.recovered()
+        return batch
 
     def _is_done(self, batch: Batch) -> bool:
         if batch.status in self.failed_statuses:

@@ -133,6 +133,27 @@ class TestPoke:
         with pytest.raises(AuthenticationError):
             sensor(batch_id).execute({})
 
+    @pytest.mark.parametrize("refusal", [401, 403, 404])
+    def test_refusal_during_the_wait_is_waited_out(self, batch_id: str, emulator: Emulator, refusal: int) -> None:
+        waiting = sensor(batch_id)
+        assert not waiting.poke({})
+        emulator.add_fault({"on": {"path": "/batches/*"}, "do": {"status": refusal}, "times": 3})
+        emulator.advance(DONE_AFTER_S)
+        assert waiting.execute({})["status"] == "completed"
+
+    def test_connection_is_read_again_after_a_refusal(
+        self, batch_id: str, emulator: Emulator, connection: Callable[..., None]
+    ) -> None:
+        waiting = sensor(batch_id)
+        assert not waiting.poke({})
+        emulator.advance(DONE_AFTER_S)
+        emulator.add_fault({"on": {"path": "/batches/*"}, "do": {"status": 401}})
+        assert not waiting.poke({})
+        connection(password="sk-wrong-0123456789")
+        assert not waiting.poke({})
+        connection()
+        assert waiting.poke({})
+
     def test_timeout(self, batch_id: str) -> None:
         with pytest.raises(AirflowSensorTimeout):
             sensor(batch_id, timeout=0.05).execute({})
