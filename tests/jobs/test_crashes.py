@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import re
 import shutil
-import signal
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +28,12 @@ from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.jobs.engine import Finished, Waiting, advance
 from airflow_provider_openai_batches.jobs.ledger import LedgerError
 from tests.conftest import API_KEY
+from tests.jobs.doomed import killed
 from tests.jobs.world import World
 
 NewWorld = Callable[..., World]
 
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["tests.jobs.world"])
+IN_MEMORY = next((path for path in ["/dev/shm"] if os.access(path, os.W_OK)), None)
 
 SMALL = {"rows": [f"say {index}" for index in range(4)], "per_batch": 3}
 SMALL_FAULTS = (
@@ -45,28 +43,11 @@ SMALL_FAULTS = (
 """One row fails, and the batch that is to make up for it expires."""
 
 
-def run_doomed(base_url: str, location: Path, options: dict[str, Any], kill_at: int) -> None:
-    """Run a job, and kill this process before or after one of its operations."""
-    done = 0
-
-    def watch(operation: str) -> None:
-        nonlocal done
-        done += 1
-        if done == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    world = World(base_url, location, **options)
-    world.watch = watch
-    world.run()
-
-
-def killed(world: World, options: dict[str, Any], kill_at: int) -> bool:
-    """Run the job in a process of its own; return whether it was killed before it ended."""
-    process = processes.Process(target=run_doomed, args=(world.base_url, world.location, options, kill_at))
-    process.start()
-    process.join(60)
-    assert process.exitcode in (0, -signal.SIGKILL)
-    return process.exitcode != 0
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A directory in memory: what a process wrote survives SIGKILL even if no disk has it yet."""
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as directory:
+        yield Path(directory)
 
 
 @pytest.mark.parametrize("part", range(4))
@@ -229,7 +210,7 @@ class TwoAttempts(RuleBasedStateMachine):
 
     @initialize(seed=st.integers(0, 3))
     def begin(self, seed: int) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="two-attempts-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="two-attempts-", dir=IN_MEMORY))
         self.world = World(self.emulator.base_url, self.directory, **SMALL)
         self.world.clear_faults()
         self.world.add_faults(*SMALL_FAULTS[: seed % 3])
