@@ -31,6 +31,8 @@ def get_provider_info() -> dict[str, Any]:
             {"name": "openai_batch", "class-name": f"{_PACKAGE}.decorators.openai_batch.openai_batch_task"}
         ],
         "extra-links": [f"{_PACKAGE}.links.OpenAIBatchLink"],
+        # For listings such as `airflow providers`. What loads the plugin is its entry point.
+        "plugins": [{"name": "openai_batches", "plugin-class": f"{_PACKAGE}.plugin.OpenAIBatchesPlugin"}],
         "connection-types": [
             {
                 "connection-type": "openai_batches",
@@ -62,6 +64,10 @@ def get_provider_info() -> dict[str, Any]:
                     "enqueued_token_limits": _field(
                         "Enqueued token limits", 'Prompt tokens all DAGs may queue: {"model": 2000000}.', "object"
                     ),
+                    "webhook_secret": _field(
+                        "Webhook secret", "The signing secret (whsec_...) of the webhook endpoint at OpenAI."
+                    )
+                    | {"schema": {"type": ["string", "null"], "format": "password"}},
                 },
             }
         ],
