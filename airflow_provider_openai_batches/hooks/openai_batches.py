@@ -108,6 +108,11 @@ class OpenAIBatchesHook(BaseHook):
                 client.close()
         self._client = self._single = None
 
+    @property
+    def webhook_secret(self) -> str:
+        """The signing secret of the webhook endpoint, from the connection; empty if it has none."""
+        return str(self.get_connection(self.conn_id).extra_dejson.get("webhook_secret") or "").strip()
+
     def _settings(self) -> ClientSettings:
         conn = self.get_connection(self.conn_id)
         return client_settings(conn, conn.extra_dejson)

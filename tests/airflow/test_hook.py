@@ -411,3 +411,22 @@ class TestConnection:
     def test_unknown_connection_is_named(self) -> None:
         with pytest.raises(Exception, match="nowhere"):
             OpenAIBatchesHook("nowhere").get_conn()
+
+
+class TestWebhookSecret:
+    @pytest.mark.parametrize(
+        ("extra", "secret"),
+        [({"webhook_secret": " whsec_bGV0IG1lIGlu\n"}, "whsec_bGV0IG1lIGlu"), ({"webhook_secret": None}, ""), ({}, "")],
+    )
+    def test_comes_from_the_connection(
+        self, connection: Callable[..., None], extra: dict[str, Any], secret: str
+    ) -> None:
+        connection(extra=extra)
+        assert OpenAIBatchesHook().webhook_secret == secret
+
+    def test_is_masked_in_logs(self, connection: Callable[..., None]) -> None:
+        from airflow.sdk.log import redact
+
+        connection(extra={"webhook_secret": "whsec_never-in-a-log"})
+        secret = OpenAIBatchesHook().webhook_secret
+        assert secret not in str(redact(f"signed with {secret}"))

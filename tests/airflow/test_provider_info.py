@@ -133,8 +133,12 @@ class TestConnectionForm:
             "query": ["object", "null"],
             "prices": ["object", "null"],
             "enqueued_token_limits": ["object", "null"],
+            "webhook_secret": ["string", "null"],
         }
         assert all(field["schema"]["title"] and field["description"] for field in form["extra_fields"].values())
+
+    def test_what_is_typed_as_a_secret_is_hidden(self, form: Any) -> None:
+        assert form["extra_fields"]["webhook_secret"]["schema"]["format"] == "password"
 
     def test_choices_are_all_texts(self, form: Any) -> None:
         # The page would show a null among them as an option labelled "null"; clearing the field is enough.
@@ -145,6 +149,7 @@ class TestConnectionForm:
 
         extra = {"organization": "o", "project": "p", "timeout": 5, "auth": "api-key", "headers": {"H": "h"}}
         extra |= {"query": {"q": "1"}, "prices": {"m": {"input": 1}}, "enqueued_token_limits": {"m": 5}}
+        extra |= {"webhook_secret": "whsec_1"}
         assert set(extra) == set(form["extra_fields"])
         conn = {"conn_type": "openai_batches", "password": "sk-1", "extra": extra}
         monkeypatch.setenv("AIRFLOW_CONN_FORM", json.dumps(conn))
@@ -153,6 +158,7 @@ class TestConnectionForm:
         assert (settings.organization, settings.project, settings.timeout_s, settings.auth) == ("o", "p", 5, "api-key")
         assert (settings.headers, settings.query) == ({"H": "h"}, {"q": "1"})
         assert (hook.prices["m"].input, hook.queue_limits) == (1, {"m": 5})
+        assert hook.webhook_secret == "whsec_1"
 
 
 HEAVY = ("aiohttp", "fastapi", "openai", "pandas", "pyarrow")
