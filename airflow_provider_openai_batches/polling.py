@@ -15,6 +15,7 @@ import random
 import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -193,6 +194,28 @@ def last_look_at(deadline: float) -> float:
     return math.ceil(deadline / _LAST_LOOKS_EVERY_S) * _LAST_LOOKS_EVERY_S
 
 
+async def read_settings(conn_id: str, executor: Executor) -> ClientSettings:
+    """Read a connection in the triggerer.
+
+    :param conn_id: Airflow connection
+    :param executor: for what blocks
+    :raises OpenAIBatchesError: it cannot be read or used
+    """
+    try:
+        try:
+            conn = await get_async_connection(conn_id)
+        except AirflowNotFoundException:
+            # In `dag.test()` only the synchronous way reaches the metadata database.
+            loop = asyncio.get_running_loop()
+            conn = await loop.run_in_executor(executor, BaseHook.get_connection, conn_id)
+        return client_settings(conn, await get_async_extra_dejson(conn))
+    except OpenAIBatchesError:
+        raise
+    except Exception as error:
+        # A secrets backend can raise anything; none of it may end the waits of a whole connection at once.
+        raise InvalidInputError("conn_id", f"connection {conn_id} cannot be read: {error}") from error
+
+
 # --- the loop -------------------------------------------------------------------------------------------------------
 
 
@@ -349,7 +372,7 @@ class BatchPoller:
         if self._client is not None and not self._connection_doubted:
             return self._client
         try:
-            settings = await self._read_connection()
+            settings = await read_settings(self.conn_id, self._thread)
         except OpenAIBatchesError:
             # What takes the service away may take the secrets backend with it. The client we have may still be good.
             if self._client is None:
@@ -361,20 +384,6 @@ class BatchPoller:
                 self._thread.submit(self._client.close)
             self._client = BatchClient(settings, attempts=1)
         return self._client
-
-    async def _read_connection(self) -> ClientSettings:
-        try:
-            try:
-                conn = await get_async_connection(self.conn_id)
-            except AirflowNotFoundException:
-                # In `dag.test()` only the synchronous way reaches the metadata database.
-                conn = await self._loop.run_in_executor(self._thread, BaseHook.get_connection, self.conn_id)
-            return client_settings(conn, await get_async_extra_dejson(conn))
-        except OpenAIBatchesError:
-            raise
-        except Exception as error:
-            # A secrets backend can raise anything; none of it may end the waits of a whole connection at once.
-            raise InvalidInputError("conn_id", f"connection {self.conn_id} cannot be read: {error}") from error
 
     def _settle(self, wanted: Iterable[str], sighting: Sighting) -> None:
         now = self._loop.time()
