@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -19,11 +20,18 @@ from airflow_provider_openai_batches.plugin import database
 from airflow_provider_openai_batches.plugin.database import TaskPlace
 from airflow_provider_openai_batches.plugin.errors import PageError, page_error
 
-ConnId = Annotated[str, Query(pattern=r"^[\w#!()\-.:/\\]+$", max_length=250)]
+CONN_ID = r"^[\w#!()\-.:/\\]+$"
+LONGEST_NAME = 250
+ConnId = Annotated[str, Query(pattern=CONN_ID, max_length=LONGEST_NAME)]
 """What Airflow takes as the id of a connection."""
 
-_Name = Annotated[str, Query(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=250)]
+_Name = Annotated[str, Query(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=LONGEST_NAME)]
 _LARGEST_MAP_INDEX = 2**31 - 1
+
+
+def is_conn_id(text: str) -> bool:
+    """Whether a connection could have this id."""
+    return len(text) <= LONGEST_NAME and re.match(CONN_ID, text) is not None
 
 
 class Caller:

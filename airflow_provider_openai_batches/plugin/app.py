@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from airflow_provider_openai_batches.plugin import batches
+from airflow_provider_openai_batches.plugin import batches, job, webhooks
 from airflow_provider_openai_batches.plugin.errors import answer_errors
 
 _STATIC = Path(__file__).with_name("static")
@@ -37,6 +37,8 @@ def build_app() -> FastAPI:
     app = FastAPI(title="OpenAI Batches", openapi_url=None, docs_url=None, redoc_url=None)
     answer_errors(app)
     app.include_router(batches.router)
+    app.include_router(job.router)
+    app.include_router(webhooks.router)
     app.mount("/static", _StaticFiles(directory=_STATIC, check_dir=False), name="static")
     app.add_middleware(_Headers)
     return app

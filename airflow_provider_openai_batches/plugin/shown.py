@@ -41,13 +41,13 @@ def shown(batch: Batch, scope: Scope, account: Account, now: float) -> dict[str,
 
     :param now: unix time
     """
-    place, model = maker(batch), model_of(batch)
+    place = maker(batch)
     left_s = time_left_s(batch, now)
     return {
         "id": batch.id,
         "status": batch.status,
         "endpoint": batch.endpoint,
-        "model": model,
+        "model": model_of(batch),
         "made_by": _made_by(place, scope),
         "job": _job(batch),
         "counts": msgspec.structs.asdict(batch.request_counts),
@@ -59,7 +59,7 @@ def shown(batch: Batch, scope: Scope, account: Account, now: float) -> dict[str,
         "eta_s": left_s,
         "at_risk": _is_at_risk(batch, left_s, now),
         "usage": shown_usage(batch.usage),
-        "cost_usd": _cost(batch, model, account.prices),
+        "cost_usd": batch_cost(batch, account.prices),
         "metadata": {
             key: value
             for key, value in batch.metadata.items()
@@ -73,6 +73,12 @@ def shown(batch: Batch, scope: Scope, account: Account, now: float) -> dict[str,
 def model_of(batch: Batch) -> str | None:
     """Return a batch's model; from our metadata where the service tells only at the end."""
     return batch.model or batch.metadata.get(MODEL_KEY)
+
+
+def batch_cost(batch: Batch, prices: Mapping[str, Price]) -> float | None:
+    """Return what a batch cost in USD so far; None if its model, tokens or price are not known."""
+    model = model_of(batch)
+    return cost({model: batch.usage}, prices) if batch.usage and model and prices else None
 
 
 def shown_usage(usage: Usage | None) -> dict[str, int] | None:
@@ -167,7 +173,3 @@ def _is_at_risk(batch: Batch, left_s: float | None, now: float) -> bool:
     if batch.status not in _STILL_WORKING or batch.expires_at is None:
         return False
     return now + max(_NEARS_ITS_END_S, left_s or 0.0) > batch.expires_at
-
-
-def _cost(batch: Batch, model: str | None, prices: Mapping[str, Price]) -> float | None:
-    return cost({model: batch.usage}, prices) if batch.usage and model and prices else None

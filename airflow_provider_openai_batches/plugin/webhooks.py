@@ -1,0 +1,103 @@
+"""Where OpenAI says that a batch has ended: ``POST /openai-batches/webhooks/<conn_id>``.
+
+Anybody on the internet can call it. The signature is the only login, and the answer to a call without a good one is the
+same whether the connection exists or not.
+
+An event counts once, however often it is delivered and to whichever of several API servers: :mod:`.events` looks for
+its ``webhook-id`` among the asset's events while it holds the asset's row. The memory of one API server would not reach
+that far, and a record apart from the events could be there without them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from typing import Annotated
+
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
+from fastapi import APIRouter, Depends, Path, Request, Response
+
+from airflow_provider_openai_batches.api.webhooks import WebhookError, WebhookEvent, WebhookSecretError, verify
+from airflow_provider_openai_batches.hooks.openai_batches import OpenAIBatchesHook
+from airflow_provider_openai_batches.plugin.access import CONN_ID, LONGEST_NAME
+from airflow_provider_openai_batches.plugin.account import CONNECTION_TYPES, Shared
+from airflow_provider_openai_batches.plugin.errors import PageError
+from airflow_provider_openai_batches.plugin.events import emit
+
+log = logging.getLogger(__name__)
+
+router = APIRouter()
+
+LARGEST_BODY = 65_536
+"""In bytes. A batch's event has about 200."""
+
+_BODY_WITHIN_S = 10.0
+_SECRET_FRESH_S = 10.0
+
+# What no sender knows. Calls for connections without a secret are checked with it, and fail like any forgery.
+_NOBODYS_SECRET = secrets.token_hex()
+_UNAUTHORIZED = {"unsigned", "bad_signature"}
+
+
+async def _body(request: Request) -> bytes:
+    """Read the body, unless it is too long or too slow."""
+    content = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_WITHIN_S):
+            async for chunk in request.stream():
+                content += chunk
+                if len(content) > LARGEST_BODY:
+                    raise PageError(413, "too_large", f"The body of a webhook has at most {LARGEST_BODY:,} bytes.")
+    except TimeoutError:
+        raise PageError(408, "too_slow", "The body did not arrive in time.") from None
+    return bytes(content)
+
+
+@router.post("/webhooks/{conn_id}")
+def receive_webhook(
+    request: Request,
+    conn_id: Annotated[str, Path(pattern=CONN_ID, max_length=LONGEST_NAME)],
+    body: Annotated[bytes, Depends(_body)],
+) -> Response:
+    """Take an event in. Answered with 204, also the second time; anything else makes OpenAI send it again."""
+    event = _verified(request, conn_id, body)
+    is_news = emit(event, conn_id)
+    log.info("Webhook %s: %s %s%s", event.webhook_id, event.type, event.object_id, "" if is_news else " (nothing new)")
+    return Response(status_code=204)
+
+
+def _verified(request: Request, conn_id: str, body: bytes) -> WebhookEvent:
+    try:
+        return verify(_secrets.get(conn_id, lambda: _secret_of(conn_id)), request.headers, body, now=time.time())
+    except WebhookSecretError as error:
+        log.error("Webhooks for connection %s are refused: %s", conn_id, error)
+        return _verified_as_nobody(request, body)
+    except WebhookError as error:
+        raise _refusal(error) from None
+
+
+def _verified_as_nobody(request: Request, body: bytes) -> WebhookEvent:
+    try:
+        return verify(_NOBODYS_SECRET, request.headers, body, now=time.time())
+    except WebhookError as error:
+        raise _refusal(error) from None
+
+
+def _refusal(error: WebhookError) -> PageError:
+    code = error.code or "malformed"
+    return PageError(401 if code in _UNAUTHORIZED else 400, code, str(error))
+
+
+_secrets: Shared[str] = Shared(_SECRET_FRESH_S)
+
+
+def _secret_of(conn_id: str) -> str:
+    """Return a connection's webhook secret; one that nobody knows if it has none, or is not there."""
+    try:
+        connection = OpenAIBatchesHook.get_connection(conn_id)
+    except AirflowNotFoundException:
+        return _NOBODYS_SECRET
+    secret = connection.extra_dejson.get("webhook_secret") if connection.conn_type in CONNECTION_TYPES else None
+    return str(secret) if secret else _NOBODYS_SECRET
