@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,15 @@ ENDED_TASK_STATES = frozenset({"success", "failed", "skipped", "removed", "upstr
 def task_state_store(context: Mapping[str, Any]) -> Any | None:
     """Return the store that survives a task's retries and clears (Airflow 3.3), or None."""
     return context.get("task_state_store")
+
+
+def read_metadata_database() -> None:
+    """Let the connections of this process come from the metadata database too, as `airflow connections test` does.
+
+    Since Airflow 3.2 a process that says nothing of itself sees only those of the environment and of secrets backends.
+    Has to be called before the first connection is read.
+    """
+    os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
 
 
 async def task_state(trigger: BaseTrigger) -> str | None:

@@ -22,6 +22,7 @@ FLOORS = (
     {"triggers"},
     {"sensors", "operators"},
     {"decorators", "plugin"},
+    {"cli"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -1,0 +1,82 @@
+"""Whose batches: an Airflow connection's, or those of the key in the environment."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from airflow_provider_openai_batches.api.errors import AuthenticationError, InvalidInputError, OpenAIBatchesError
+from airflow_provider_openai_batches.api.settings import DEFAULT_BASE_URL, ClientSettings
+
+if TYPE_CHECKING:
+    from airflow_provider_openai_batches.api.client import BatchClient
+
+KEY, BASE_URL = "OPENAI_API_KEY", "OPENAI_BASE_URL"
+
+
+def open_client(conn_id: str | None, *, attempts: int | None = None) -> BatchClient:
+    """Return the client of an Airflow connection, or of what the environment says.
+
+    :param conn_id: the connection; None reads the variables that OpenAI's own SDK reads, and leaves Airflow alone
+    :param attempts: calls made in all before a transient error is raised; default: the client's
+    :raises OpenAIBatchesError: there is no key, or a setting cannot be used
+    """
+    from airflow_provider_openai_batches.api.client import BatchClient
+
+    settings = _from_environment() if conn_id is None else _from_airflow(conn_id)
+    return BatchClient(settings) if attempts is None else BatchClient(settings, attempts=attempts)
+
+
+def explained(error: OpenAIBatchesError, conn_id: str | None) -> str:
+    """Return an error's message, with the remedy that fits where the key came from."""
+    message = str(error)
+    if conn_id is None and isinstance(error, AuthenticationError):
+        message = f"{message.removesuffix(error.hint)}Check {KEY} (and OPENAI_ORG_ID, OPENAI_PROJECT_ID if set)."
+    return message
+
+
+def _from_environment() -> ClientSettings:
+    key = os.environ.get(KEY, "").strip()
+    if not key:
+        raise OpenAIBatchesError(f"There is no key. Set {KEY}, or name an Airflow connection with --conn-id.")
+    try:
+        return ClientSettings(
+            api_key=key,
+            base_url=os.environ.get(BASE_URL) or DEFAULT_BASE_URL,
+            organization=os.environ.get("OPENAI_ORG_ID") or None,
+            project=os.environ.get("OPENAI_PROJECT_ID") or None,
+        )
+    except InvalidInputError as error:
+        variable = (
+            BASE_URL
+            if error.param == "host"
+            else KEY
+            if error.param == "password"
+            else "OPENAI_ORG_ID or OPENAI_PROJECT_ID"
+        )
+        raise InvalidInputError(variable, str(error).removeprefix(f"{error.param}: ")) from None
+
+
+def _from_airflow(conn_id: str) -> ClientSettings:
+    from airflow_provider_openai_batches.compat import read_metadata_database
+
+    read_metadata_database()
+    from airflow.providers.common.compat.sdk import AirflowNotFoundException
+
+    from airflow_provider_openai_batches.hooks.openai_batches import OpenAIBatchesHook
+
+    hook = OpenAIBatchesHook(conn_id)
+    try:
+        settings = hook.get_conn().settings
+    except AirflowNotFoundException:
+        raise OpenAIBatchesError(
+            f"Airflow has no connection {conn_id!r}. Create it in the UI (Admin, Connections) or with "
+            f"`airflow connections add {conn_id} --conn-type openai_batches --conn-password ...`."
+        ) from None
+    except OpenAIBatchesError:
+        raise
+    except Exception as error:
+        # A secrets backend or a database can raise anything.
+        raise OpenAIBatchesError(f"Airflow cannot read its connection {conn_id!r}: {error}") from error
+    hook.close()
+    return settings

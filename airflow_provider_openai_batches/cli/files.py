@@ -1,0 +1,257 @@
+"""Commands about files: results, clean-files."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich import box
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Column, Table
+
+from airflow_provider_openai_batches.api.client import BatchClient
+from airflow_provider_openai_batches.api.errors import (
+    AuthenticationError,
+    DownloadIncompleteError,
+    OpenAIBatchesError,
+    raise_for_outcome,
+)
+from airflow_provider_openai_batches.api.models import Batch, File
+from airflow_provider_openai_batches.api.progress import duration
+from airflow_provider_openai_batches.cli.account import open_client
+from airflow_provider_openai_batches.cli.batches import sightings
+from airflow_provider_openai_batches.cli.screen import Screen, clean, size
+from airflow_provider_openai_batches.jobs.results import check_counts, count_lines
+
+_COPY_BYTES = 1 << 20
+_COUNT = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+_LOOK_EVERY_S = 5.0
+PURPOSES = ("batch", "batch_output")
+"""Of the files that batches read, and of those they write (output and errors)."""
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def fetch_results(arguments: argparse.Namespace, screen: Screen) -> int:
+    """Write a batch's rows, answers first and then errors, to a file or to standard output."""
+    target = None if arguments.output in (None, "-") else Path(arguments.output)
+    if target is not None and not target.parent.is_dir():
+        raise OpenAIBatchesError(f"There is no directory {target.parent}. Create it first.")
+    with open_client(arguments.conn_id) as client, ExitStack() as stack:
+        batch = client.retrieve_batch(arguments.batch_id)
+        if not batch.is_terminal:
+            raise OpenAIBatchesError(
+                f"Batch {batch.id} is {batch.status}: there are no results yet. "
+                f"Wait for its end with: openai-batches show {batch.id} --watch"
+            )
+        if batch.files_pending:
+            [*_, batch] = sightings(client, batch.id, _LOOK_EVERY_S, screen)
+        if not (batch.output_file_id or batch.error_file_id):
+            raise_for_outcome(batch)
+            raise OpenAIBatchesError(f"Batch {batch.id} is {batch.status}, and the service names no result file.")
+        # Beside the target, where there is room for it; and nothing is shown before all of it is verified.
+        directory = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix=".openai-batches-", dir=target and target.parent))
+        )
+        lines = {}
+        for kind, file_id in (("output", batch.output_file_id), ("errors", batch.error_file_id)):
+            if file_id:
+                _download(client, file_id, directory / kind, f"{kind} file", screen)
+                lines[kind] = count_lines(directory / kind)
+        answers, errors = lines.get("output", 0), lines.get("errors", 0)
+        if problem := check_counts(batch, answers, errors):
+            raise DownloadIncompleteError(f"{problem} Try again in a minute.")
+        parts = [directory / kind for kind in lines]
+        if target is None:
+            _print(parts, screen)
+            return 0
+        _publish(parts, target)
+    if screen.as_json:
+        counts = msgspec.to_builtins(batch.request_counts)
+        outcome = {"id": batch.id, "status": batch.status, "output_path": str(target), "request_counts": counts}
+        screen.json({**outcome, "output_lines": answers, "error_lines": errors})
+    else:
+        screen.note(f"Wrote {answers:,} answers and {errors:,} errors to {target}; the batch is {batch.status}.")
+    return 0
+
+
+def _print(parts: Iterable[Path], screen: Screen) -> None:
+    for lines in _whole_lines(parts):
+        screen.raw(lines)
+    screen.flush()
+
+
+def _publish(parts: Iterable[Path], target: Path) -> None:
+    """Put the rows in place: the target appears whole or not at all."""
+    part = target.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        with part.open("wb") as sink:
+            for lines in _whole_lines(parts):
+                sink.write(lines)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _whole_lines(parts: Iterable[Path]) -> Iterator[bytes]:
+    """Iterate over the content of files in blocks; a last line without an end gets one, for another file follows."""
+    for path in parts:
+        with path.open("rb") as content:
+            block = b""
+            while following := content.read(_COPY_BYTES):
+                yield (block := following)
+            if block and not block.endswith(b"\n"):
+                yield b"\n"
+
+
+def _download(client: BatchClient, file_id: str, destination: Path, what: str, screen: Screen) -> None:
+    if not screen.shows_bars:
+        client.download_file(file_id, destination)
+        return
+    total = client.retrieve_file(file_id).bytes
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with _Growth(destination.parent, *columns, console=screen.err) as progress:
+        progress.add_task(what, total=total)
+        client.download_file(file_id, destination)
+
+
+class _Growth(Progress):
+    """Shows the size of the file on its way to a directory, whenever the bar is drawn."""
+
+    def __init__(self, directory: Path, *columns: ProgressColumn, console: Console) -> None:
+        super().__init__(*columns, console=console, transient=True)
+        self._directory = directory
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        for task in self.tasks:
+            self.update(task.id, completed=sum(part.stat().st_size for part in self._directory.glob(".*.part")))
+        return super().get_renderables()
+
+
+# --- clean-files -----------------------------------------------------------------------------------------------------
+
+
+def clean_files(arguments: argparse.Namespace, screen: Screen) -> int:
+    """Delete old files of batches that are over."""
+    purposes = arguments.purpose or PURPOSES
+    started = time.time()
+    with open_client(arguments.conn_id) as client:
+        # In this order: a batch that is created in between is among the batches.
+        files = [file for purpose in purposes for file in client.list_files(purpose=purpose)]
+        old = spent_files(files, client.list_batches(), before=started - arguments.older_than)
+        if not old:
+            if not screen.as_json:
+                screen.note("No files to delete.")
+            return 0
+        if not screen.as_json:
+            screen.show(_table(old, screen, started))
+        if arguments.dry_run:
+            for file in old if screen.as_json else ():
+                screen.json({**_file_json(file), "deleted": False, "error": None})
+            screen.note(f"Would delete {_amount(old)}.")
+            return 0
+        if not arguments.yes and not _confirmed(old, screen):
+            screen.note("Nothing was deleted.")
+            return 1
+        # Somebody may have used one of them for a new batch while the user was thinking.
+        in_use = {name for batch in client.batches_since(started) for name in _names(batch)}
+        return _delete(client, [file for file in old if file.id not in in_use], screen)
+
+
+def spent_files(files: Iterable[File], batches: Iterable[Batch], *, before: float) -> list[File]:
+    """Return the files that nothing needs any more.
+
+    These are files of batches that are all over, and were so before the given moment. A file of no known batch is
+    kept, whatever it is: it may be about to be submitted.
+
+    :param files: the project's
+    :param batches: all of the project's
+    :param before: unix time; the file was made before it too
+    """
+    done: set[str] = set()
+    needed: set[str] = set()
+    for batch in batches:
+        (done if _was_over(batch, before) else needed).update(_names(batch))
+    return [
+        file
+        for file in files
+        if file.id in done - needed
+        and file.purpose in PURPOSES
+        and file.created_at is not None
+        and file.created_at < before
+    ]
+
+
+def _was_over(batch: Batch, before: float) -> bool:
+    ends = (batch.completed_at, batch.failed_at, batch.expired_at, batch.cancelled_at)
+    # Some services tell no end. No batch takes longer than a day, and none is known that was over before it began.
+    ended_at = max((at for at in ends if at), default=batch.created_at and batch.created_at + 86_400)
+    return batch.is_terminal and ended_at is not None and ended_at < before
+
+
+def _names(batch: Batch) -> set[str]:
+    return {name for name in (batch.input_file_id, batch.output_file_id, batch.error_file_id) if name}
+
+
+def _delete(client: BatchClient, files: list[File], screen: Screen) -> int:
+    deleted: list[File] = []
+    with Progress(*_COUNT, console=screen.err, transient=True, disable=not screen.shows_bars) as progress:
+        for file in progress.track(files, description="Deleting"):
+            problem = None
+            try:
+                client.delete_file(file.id)
+            except AuthenticationError:
+                raise
+            except OpenAIBatchesError as error:
+                problem = str(error)
+                screen.note(f"{file.id}: {problem}", style="red")
+            else:
+                deleted.append(file)
+            if screen.as_json:
+                screen.json({**_file_json(file), "deleted": problem is None, "error": problem})
+    if not screen.as_json:
+        screen.note(f"Deleted {_amount(deleted)}.")
+    return 0 if len(deleted) == len(files) else 1
+
+
+def _confirmed(files: list[File], screen: Screen) -> bool:
+    screen.err.print(f"Delete {_amount(files)}? They cannot be brought back. [y/N] ", end="")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _amount(files: Sequence[File]) -> str:
+    plural = "" if len(files) == 1 else "s"
+    return f"{len(files):,} file{plural}, {size(sum(file.bytes or 0 for file in files))}"
+
+
+def _file_json(file: File) -> dict[str, Any]:
+    fields: dict[str, Any] = msgspec.to_builtins(file)
+    return fields
+
+
+def _table(files: Iterable[File], screen: Screen, now: float) -> Table:
+    bars = screen.out.is_terminal
+    table = Table("file", "purpose", Column("size", justify="right"), "age", "filename", pad_edge=False)
+    table.box = box.SIMPLE_HEAD if bars else None
+    for file in files:
+        age = "" if file.created_at is None else duration(now - file.created_at)
+        table.add_row(clean(file.id), clean(file.purpose), size(file.bytes), age, clean(file.filename or ""))
+    return table
