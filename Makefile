@@ -7,17 +7,18 @@
 #   make check        lint, test, build
 #   make bench-import what importing the operators costs
 #   make bench-waiting what a thousand waiting tasks cost a triggerer
-#   make bench-jobs   what a job costs, beside a bare script
+#   make bench        what jobs cost, beside the rivals and a bare script; BENCH_ARGS=--full for a million rows
 #   make clean        remove everything these commands made
 #
-# Settings: PYTHON=/path/to/python3, AIRFLOW_PORT=..., EMULATOR_PORT=..., DEMO_MODEL=..., PYTEST_ARGS=...
+# Settings: PYTHON=/path/to/python3, AIRFLOW_PORT=..., EMULATOR_PORT=..., DEMO_MODEL=..., PYTEST_ARGS=..., BENCH_ARGS=...
 
 PY := .venv/bin/python
 # Another PYTHON is another installation, so the stamps carry its name. The demo needs far less than the tests.
 INSTALLED := .venv/.installed-dev$(subst /,-,$(PYTHON))
 DEMO_INSTALLED := .venv/.installed-demo$(subst /,-,$(PYTHON))
+RIVALS := .venv-rivals/.installed
 
-.PHONY: help demo airflow test lint check build bench-import bench-waiting bench-jobs constraints install clean
+.PHONY: help demo airflow test lint check build bench bench-import bench-waiting constraints install clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -47,13 +48,18 @@ bench-import: $(DEMO_INSTALLED)
 bench-waiting: $(INSTALLED)
 	$(PY) -m benchmarks.waiting
 
-bench-jobs: $(INSTALLED)
-	$(PY) -m benchmarks.jobs
+bench: $(INSTALLED) $(RIVALS)
+	$(PY) -m benchmarks $(BENCH_ARGS)
 
 install: $(INSTALLED)
 
 $(DEMO_INSTALLED): pyproject.toml constraints.txt demo/install.sh
 	@PYTHON="$(PYTHON)" sh demo/install.sh demo
+	@touch $@
+
+$(RIVALS): benchmarks/rivals.txt constraints.txt | $(INSTALLED)
+	$(PY) -m venv --clear .venv-rivals
+	.venv-rivals/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -r benchmarks/rivals.txt
 	@touch $@
 
 $(INSTALLED): $(DEMO_INSTALLED)
@@ -69,5 +75,5 @@ constraints:
 	  mv $$scratch/new constraints.txt && rm -rf $$scratch && git --no-pager diff --stat constraints.txt
 
 clean:
-	rm -rf .venv .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-rivals .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,80 @@
+"""What jobs cost: ``python -m benchmarks [--full]``, or ``make bench``. Writes docs/benchmarks.md.
+
+The ways beside ours and how they are run: :mod:`benchmarks.contenders`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+from pathlib import Path
+
+from benchmarks.jobs import MOST_RATIO, MOST_RESUME_S, grow
+from benchmarks.rivals import MOST_CPU, MOST_MEMORY, compare
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs/benchmarks.md"
+
+
+def main() -> int:
+    """Print the tables and write them down.
+
+    :return: exit code: 1 if a figure is over its limit
+    """
+    options = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    options.add_argument("--rows", type=int, default=50_000, help="requests of 3.5 KB (default: %(default)s)")
+    options.add_argument("--small-rows", type=int, default=200_000, help="small ones, in 20 shards (%(default)s)")
+    options.add_argument("--full", action="store_const", dest="small_rows", const=1_000_000, help="a million of those")
+    options.add_argument("--rivals", type=Path, default=ROOT / ".venv-rivals", help="their virtual environment")
+    given = options.parse_args()
+    compared, failed = compare(given.rows, given.rivals)
+    grown, failed_too = grow(given.small_rows)
+    text = "\n".join([_head(), *map(str, [*compared, *grown])])
+    DOCS.write_text(text, encoding="utf-8")
+    print(text)
+    for limit in [*failed, *failed_too]:
+        print(f"over the limit: {limit}", file=sys.stderr)
+    return int(bool(failed or failed_too))
+
+
+def _head() -> str:
+    return f"""# Benchmarks
+
+Written by `make bench` on {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}: {_machine()}, {_versions()}.
+
+Each figure is of a process of its own, with one emulator for all in another. CPU is user and system time of that
+process alone. Peak is its resident memory above what it was before the work, when all was imported and a job of one row
+was done. Wall time is without the time in which the emulator made up the answers.
+
+Operators run as in Airflow's task runner: their template fields are rendered, `execute()` runs until it defers, the
+trigger until its event, then a fresh operator is rendered and resumes. Nothing else of Airflow is in the figures.
+Rendering is what makes common-ai's operator slow: its prompts are templates. Its decorator avoids that. Both take a
+list of rows, and write results in the order of the service's file. Ours takes a generator, and writes them in input
+order, as the bare script does, which keeps no record of what it bought, checks nothing and repeats nothing.
+
+Limits that make the command fail: CPU above {MOST_CPU:.2f} and peak above {MOST_MEMORY:.3f} of common-ai's operator, 20
+shards that need more than {MOST_RATIO:.2f} times the memory of one, a resume of {MOST_RESUME_S:g} s.
+"""
+
+
+def _machine() -> str:
+    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    cpu = found[1] if found else platform.machine()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()} cores ({cpu}), {memory:.0f} GiB of memory, {platform.system()}"
+
+
+def _versions() -> str:
+    airflow = importlib.metadata.version("apache-airflow")
+    lines = (ROOT / "benchmarks/rivals.txt").read_text().splitlines()
+    rivals = [line.replace("==", " ") for line in lines if not line.startswith("#")]
+    return ", ".join([f"Python {platform.python_version()}", f"Airflow {airflow}", *rivals])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
