@@ -50,7 +50,14 @@ def grow(rows: int) -> tuple[list[Table], list[str]]:
     for shards, used, share in ((1, one, ""), (MANY_SHARDS, many, f"{ratio:.2f}")):
         count = shards * per_batch
         each = f"{used['cpu_s'] / count * 1e6:.0f}"
-        size.add(f"{shards} shard{'s' * (shards > 1)}", f"{count:,}", f"{used['cpu_s']:.2f}", each, f"{used['peak_mb']:.1f}", share)
+        size.add(
+            f"{shards} shard{'s' * (shards > 1)}",
+            f"{count:,}",
+            f"{used['cpu_s']:.2f}",
+            each,
+            f"{used['peak_mb']:.1f}",
+            share,
+        )
 
     times = _measured("resume", shards=100)
     resume = Table("A resume of 100 shards with nothing to do", ["", "wall s"])
