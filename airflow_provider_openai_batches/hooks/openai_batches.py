@@ -185,7 +185,7 @@ class OpenAIBatchesHook(BaseHook):
         :return: size in bytes
         """
         target = _path(destination, "destination")
-        if isinstance(target, Path):
+        if not isinstance(target, ObjectStoragePath):
             target.parent.mkdir(parents=True, exist_ok=True)
             return self.get_conn().download_file(file_id, target, check=check)
         with tempfile.TemporaryDirectory(prefix="openai-batches-") as directory:
@@ -386,7 +386,7 @@ def _readable(source: Any) -> Iterator[tuple[Callable[[], BinaryIO], str]]:
             raise InvalidInputError("source", f"{source} does not exist, or this worker cannot see it.")
         if path.is_dir():
             raise InvalidInputError("source", f"{source} is a directory; give one JSONL file.")
-        if isinstance(path, Path):
+        if not isinstance(path, ObjectStoragePath):
             if not path.is_file():
                 # Opening a pipe would wait for a writer, and a device may never end.
                 raise InvalidInputError("source", f"{source} is no regular file; give one JSONL file.")

@@ -23,10 +23,11 @@ def open_directory(location: str | Path | ObjectStoragePath) -> JobDirectory:
 
     :param location: local path, URI such as ``s3://conn@bucket/key``, or ObjectStoragePath
     """
-    if isinstance(location, Path):
-        return _LocalDirectory(location)
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
+    # In Airflow 3.1 an ObjectStoragePath is a Path, too, wherever it leads.
+    if not isinstance(location, (str, ObjectStoragePath)):
+        return _LocalDirectory(location)
     path = ObjectStoragePath(location) if isinstance(location, str) else location
     return _LocalDirectory(Path(path.path)) if path.protocol in ("", "file", "local") else _RemoteDirectory(path)
 

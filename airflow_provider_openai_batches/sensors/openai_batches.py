@@ -68,7 +68,9 @@ class OpenAIBatchSensor(BaseSensorOperator):
         timeout: float | timedelta | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**{"poke_interval": poll_interval, "timeout": timeout, **kwargs})
+        # Before Airflow 3.2 a sensor takes no None for "the default".
+        wait = {} if timeout is None else {"timeout": timeout}
+        super().__init__(**{"poke_interval": poll_interval, **wait, **kwargs})
         self.batch_id = batch_id
         if failed_statuses is None:
             is_target = target_statuses is not None and BatchStatus.FAILED in target_statuses

@@ -42,6 +42,8 @@ if "airflow" not in sys.modules and _HOME_PREFIX not in os.environ.get("AIRFLOW_
         # dag.test() reads this folder on every call: it stays empty.
         "AIRFLOW__CORE__DAGS_FOLDER": f"{_home}/dags",
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        # Tests write DAGs of the same name, one after the other.
+        "AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "0",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{_home}/airflow.db",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
     }
@@ -98,7 +100,10 @@ def register(dag: DAG) -> None:
 @pytest.fixture
 def run_trigger() -> Callable[..., list[Any]]:
     """Rebuild a trigger from what it serializes to, as the triggerer does, and collect its events."""
-    from airflow.sdk.serde import deserialize, serialize
+    try:
+        from airflow.sdk.serde import deserialize, serialize
+    except ImportError:  # Airflow 3.1
+        from airflow.serialization.serde import deserialize, serialize
 
     def run(trigger: BaseTrigger, *, within_s: float = 20) -> list[Any]:
         _, arguments = trigger.serialize()
