@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from airflow_provider_openai_batches.api.errors import AuthenticationError, InvalidInputError, OpenAIBatchesError
@@ -61,13 +63,20 @@ def _from_airflow(conn_id: str) -> ClientSettings:
     from airflow_provider_openai_batches.compat import read_metadata_database
 
     read_metadata_database()
+    # Airflow logs to standard output, which is for results.
+    os.environ.setdefault("AIRFLOW__LOGGING__LOGGING_LEVEL", "ERROR")
+    with contextlib.redirect_stdout(sys.stderr):
+        return _read_connection(conn_id)
+
+
+def _read_connection(conn_id: str) -> ClientSettings:
     from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
     from airflow_provider_openai_batches.hooks.openai_batches import OpenAIBatchesHook
 
-    hook = OpenAIBatchesHook(conn_id)
     try:
-        settings = hook.get_conn().settings
+        with contextlib.closing(OpenAIBatchesHook(conn_id)) as hook:
+            return hook.get_conn().settings
     except AirflowNotFoundException:
         raise OpenAIBatchesError(
             f"Airflow has no connection {conn_id!r}. Create it in the UI (Admin, Connections) or with "
@@ -78,5 +87,3 @@ def _from_airflow(conn_id: str) -> ClientSettings:
     except Exception as error:
         # A secrets backend or a database can raise anything.
         raise OpenAIBatchesError(f"Airflow cannot read its connection {conn_id!r}: {error}") from error
-    hook.close()
-    return settings

@@ -172,7 +172,8 @@ def clean_files(arguments: argparse.Namespace, screen: Screen) -> int:
             screen.note("Nothing was deleted.")
             return 1
         # Somebody may have used one of them for a new batch while the user was thinking.
-        in_use = {name for batch in client.batches_since(started) for name in _names(batch)}
+        recent = client.batches_since(started)
+        in_use = {name for batch in recent if not batch.is_terminal for name in _names(batch)}
         return _delete(client, [file for file in old if file.id not in in_use], screen)
 
 

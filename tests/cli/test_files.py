@@ -1,0 +1,230 @@
+"""results and clean-files."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_openai_batches.api.models import Batch, BatchStatus, File
+from airflow_provider_openai_batches.cli.files import spent_files
+from airflow_provider_openai_batches.emulator import Emulator
+from tests.cli.conftest import Run, client_of, finished, submit
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def contents(emulator: Emulator, batch: Batch, tmp_path: Path) -> bytes:
+    """The files of a batch, one after the other."""
+    assert batch.output_file_id
+    assert batch.error_file_id
+    with client_of(emulator) as client:
+        client.download_file(batch.output_file_id, tmp_path / "a")
+        client.download_file(batch.error_file_id, tmp_path / "b")
+    return (tmp_path / "a").read_bytes() + (tmp_path / "b").read_bytes()
+
+
+@pytest.fixture
+def batch_with_one_error(emulator: Emulator) -> Batch:
+    emulator.add_fault({"on": {"custom_id": "row-1"}, "do": {"outcome": "error"}})
+    return finished(emulator, 10)
+
+
+def test_results_are_the_answers_and_then_the_errors(
+    cli: Run, emulator: Emulator, batch_with_one_error: Batch, tmp_path: Path
+) -> None:
+    batch = batch_with_one_error
+    expected = contents(emulator, batch, tmp_path)
+    printed = cli("results", batch.id)
+    assert (printed.code, printed.content, printed.err) == (0, expected, "")
+    target = tmp_path / "here" / "rows.jsonl"
+    target.parent.mkdir()
+    target.write_text("what was here before")
+    ended = cli("results", batch.id, "-o", str(target))
+    assert (ended.code, ended.content) == (0, b"")
+    assert "9 answers and 1 errors" in ended.err
+    assert target.read_bytes() == expected
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_results_tell_a_script_what_was_written(cli: Run, batch_with_one_error: Batch, tmp_path: Path) -> None:
+    target = tmp_path / "rows.jsonl"
+    [line] = cli("results", batch_with_one_error.id, "-o", str(target), "--json").lines
+    assert line == {
+        "id": batch_with_one_error.id,
+        "status": "completed",
+        "output_path": str(target),
+        "request_counts": {"total": 10, "completed": 9, "failed": 1},
+        "output_lines": 9,
+        "error_lines": 1,
+    }
+
+
+def test_a_last_line_without_an_end_does_not_run_into_the_next_file(
+    cli: Run, emulator: Emulator, batch_with_one_error: Batch
+) -> None:
+    whole = cli("results", batch_with_one_error.id).content
+    answers = whole.splitlines(keepends=True)[:9]
+    cut = b"".join(answers).rstrip(b"\n").decode()
+    path = f"/v1/files/{batch_with_one_error.output_file_id}/content"
+    emulator.add_fault({"on": {"path": path}, "do": {"status": 200, "body": cut, "headers": {"content-type": "x"}}})
+    assert cli("results", batch_with_one_error.id).content == whole
+
+
+def test_results_of_a_batch_that_goes_on_are_refused(cli: Run, emulator: Emulator) -> None:
+    batch = submit(emulator)
+    ended = cli("results", batch.id)
+    assert (ended.code, ended.content) == (1, b"")
+    assert f"openai-batches show {batch.id} --watch" in ended.problem
+
+
+def test_results_of_a_failed_batch_say_why_there_are_none(cli: Run, emulator: Emulator) -> None:
+    emulator.add_fault({"on": {"batch": {}}, "do": {"outcome": "failed", "errors": [{"code": "bad", "message": "m"}]}})
+    assert "failed validation" in cli("results", finished(emulator).id).problem
+
+
+def test_results_of_an_expired_batch_are_what_it_finished(cli: Run, emulator: Emulator) -> None:
+    emulator.add_fault({"on": {"batch": {}}, "do": {"outcome": "expire", "finished": 0.4}})
+    batch = submit(emulator, 10)
+    emulator.advance(2 * 86_400)
+    ended = cli("results", batch.id)
+    assert ended.code == 0
+    assert sum(line["error"] is None for line in ended.lines) == 4
+
+
+def test_a_file_that_lacks_rows_replaces_nothing(cli: Run, emulator: Emulator, tmp_path: Path) -> None:
+    emulator.add_fault({"on": {"custom_id": "row-1"}, "do": {"outcome": "missing"}})
+    batch = finished(emulator, 3)
+    target = tmp_path / "rows.jsonl"
+    target.write_text("good")
+    ended = cli("results", batch.id, "-o", str(target))
+    assert ended.code == 1
+    assert "the output file has 2 lines" in ended.problem
+    assert (target.read_text(), list(tmp_path.iterdir())) == ("good", [target])
+    assert cli("results", batch.id).content == b""
+
+
+def test_a_place_that_is_not_there_costs_no_download(cli: Run, tmp_path: Path) -> None:
+    assert "There is no directory" in cli("results", "batch_1", "-o", str(tmp_path / "no" / "rows")).problem
+
+
+# --- clean-files -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_40_days(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's clock, 40 days after what the emulator's says."""
+    later = time.time() + 40 * 86_400
+    monkeypatch.setattr("airflow_provider_openai_batches.cli.files.time", SimpleNamespace(time=lambda: later))
+
+
+def file_ids(emulator: Emulator) -> set[str]:
+    with client_of(emulator) as client:
+        return {file.id for file in client.list_files()}
+
+
+def test_only_files_of_batches_that_are_over_are_deleted(cli: Run, emulator: Emulator, in_40_days: None) -> None:
+    over, active = finished(emulator), submit(emulator)
+    ended = cli("clean-files", "--older-than", "30d", "--yes", "--json")
+    assert ended.code == 0
+    assert {line["id"] for line in ended.lines} == {over.input_file_id, over.output_file_id}
+    assert all(line["deleted"] and line["error"] is None for line in ended.lines)
+    assert file_ids(emulator) == {active.input_file_id}
+
+
+def test_an_input_that_another_batch_still_reads_stays(cli: Run, emulator: Emulator, in_40_days: None) -> None:
+    over = finished(emulator)
+    with client_of(emulator) as client:
+        client.create_batch(over.input_file_id or "", "/v1/chat/completions")
+    cli("clean-files", "--older-than", "30d", "--yes")
+    assert file_ids(emulator) == {over.input_file_id}
+
+
+def test_what_is_not_old_enough_stays(cli: Run, emulator: Emulator, in_40_days: None) -> None:
+    finished(emulator)
+    before = file_ids(emulator)
+    ended = cli("clean-files", "--older-than", "60d", "--yes")
+    assert (ended.code, ended.err) == (0, "No files to delete.\n")
+    assert file_ids(emulator) == before
+
+
+def test_dry_run_deletes_nothing(cli: Run, emulator: Emulator, in_40_days: None) -> None:
+    batch = finished(emulator)
+    before = file_ids(emulator)
+    ended = cli("clean-files", "--older-than", "30d", "--dry-run")
+    assert batch.output_file_id
+    assert batch.output_file_id in ended.out
+    assert "Would delete 2 files" in ended.err
+    lines = cli("clean-files", "--older-than", "30d", "--dry-run", "--json").lines
+    assert [line["deleted"] for line in lines] == [False, False]
+    assert file_ids(emulator) == before
+
+
+def test_a_purpose_leaves_the_other_alone(cli: Run, emulator: Emulator, in_40_days: None) -> None:
+    batch = finished(emulator)
+    cli("clean-files", "--older-than", "30d", "--yes", "--purpose", "batch_output")
+    assert file_ids(emulator) == {batch.input_file_id}
+
+
+def test_without_a_terminal_it_has_to_be_told(cli: Run, emulator: Emulator, in_40_days: None) -> None:
+    finished(emulator)
+    before = file_ids(emulator)
+    ended = cli("clean-files", "--older-than", "30d")
+    assert ended.code == 2
+    assert "--yes" in ended.err
+    assert file_ids(emulator) == before
+
+
+def test_a_file_that_cannot_be_deleted_saves_no_other(cli: Run, emulator: Emulator, in_40_days: None) -> None:
+    batch = finished(emulator)
+    fault = {"on": {"method": "DELETE", "path": f"/v1/files/{batch.output_file_id}"}, "do": {"status": 403}}
+    emulator.add_fault({**fault, "times": None})
+    ended = cli("clean-files", "--older-than", "30d", "--yes", "--json")
+    assert ended.code == 1
+    assert {line["id"]: line["deleted"] for line in ended.lines} == {
+        batch.input_file_id: True,
+        batch.output_file_id: False,
+    }
+    assert file_ids(emulator) == {batch.output_file_id}
+
+
+NAMES = st.sampled_from([f"file-{n}" for n in range(6)])
+FILES = st.builds(
+    File,
+    id=NAMES,
+    purpose=st.sampled_from(["batch", "batch_output", "assistants", None]),
+    created_at=st.one_of(st.none(), st.integers(0, 200)),
+)
+BATCHES = st.builds(
+    Batch,
+    id=st.just("batch_1"),
+    status=st.sampled_from([*BatchStatus, "a new status"]),
+    input_file_id=st.one_of(st.none(), NAMES),
+    output_file_id=st.one_of(st.none(), NAMES),
+    error_file_id=st.one_of(st.none(), NAMES),
+    created_at=st.one_of(st.none(), st.integers(0, 200)),
+    completed_at=st.one_of(st.none(), st.integers(0, 200)),
+)
+
+
+@given(st.lists(FILES), st.lists(BATCHES))
+def test_nothing_that_may_be_needed_is_ever_spent(files: list[File], batches: list[Batch]) -> None:
+    for file in spent_files(files, batches, before=100):
+        readers = [b for b in batches if file.id in (b.input_file_id, b.output_file_id, b.error_file_id)]
+        assert readers
+        assert all(batch.is_terminal for batch in readers)
+        assert all((batch.completed_at or 0) < 100 for batch in readers)
+        assert file.purpose in ("batch", "batch_output")
+        assert file.created_at is not None
+        assert file.created_at < 100
+
+
+def test_json_of_a_file_has_the_apis_names(cli: Run, emulator: Emulator, in_40_days: None) -> None:
+    finished(emulator)
+    line = json.loads(cli("clean-files", "--older-than", "30d", "--dry-run", "--json").content.splitlines()[0])
+    assert set(line) == {*File.__struct_fields__, "deleted", "error"}
