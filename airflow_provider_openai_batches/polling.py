@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import math
 import random
 import threading
 import time
@@ -27,18 +26,16 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHo
 from airflow_provider_openai_batches.api.client import BatchClient
 from airflow_provider_openai_batches.api.errors import InvalidInputError, OpenAIBatchesError, PermissionDeniedError
 from airflow_provider_openai_batches.api.models import Batch
-from airflow_provider_openai_batches.api.retry import outlasts
+from airflow_provider_openai_batches.api.retry import Patience
 from airflow_provider_openai_batches.api.settings import ClientSettings
 from airflow_provider_openai_batches.hooks.openai_batches import client_settings
 from airflow_provider_openai_batches.sighting import DaemonThread, Sighting, look
+from airflow_provider_openai_batches.watch import Outage, Trouble, Watch, last_look_at
 
 log = logging.getLogger(__name__)
 
 OUTAGE_WORTH_TELLING_S = 300.0
 _SHORTEST_INTERVAL_S = 0.05
-_LAST_LOOKS_EVERY_S = 0.5
-"""Last looks wait for the next full half second, so that a thousand triggers that run out together share one."""
-
 _LONGEST_BACKOFF_S = 300.0
 _LONGEST_RETRY_AFTER_S = 3600.0
 """A proxy that asks for a pause of days gets a call an hour: that burdens nobody, and batches end meanwhile."""
@@ -50,84 +47,6 @@ _REPORT_EVERY_S = 300.0
 # --- who waits for what ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Outage:
-    """The service has not answered for a while; the wait goes on.
-
-    :param error: the latest error
-    :param since: unix time of the first one; the same for all batches of a waiter
-    """
-
-    error: OpenAIBatchesError
-    since: float
-
-
-News = dict[str, Batch] | Outage
-_Trouble = Outage | OpenAIBatchesError
-
-
-class Watch:
-    """One waiter's view: batches as they change. Only the latest news of each batch is kept.
-
-    :param batch_ids: what is watched
-    :param poll_interval: seconds between looks
-    :param deadline: loop time from which one more look is wanted, the last; None if the waiter has all the time
-    :param due: loop time of the first look
-    """
-
-    def __init__(self, batch_ids: Iterable[str], poll_interval: float, deadline: float | None, due: float) -> None:
-        self.batch_ids = frozenset(batch_ids)
-        self.poll_interval = poll_interval
-        self.deadline = deadline
-        self.due = due
-        self._looks_are_over = False
-        self._seen: dict[str, Batch] = {}
-        self._trouble: dict[str, _Trouble] = {}
-        self._arrived = asyncio.Event()
-
-    async def next(self) -> News:
-        """Return all that was seen since the last call, by batch id; if nothing was, the outage that hides it.
-
-        :raises OpenAIBatchesError: a batch cannot be followed any more
-        :raises TimeoutError: the last look is over and all it found is read
-        """
-        while not self._seen and not self._trouble:
-            if self._looks_are_over:
-                raise TimeoutError
-            self._arrived.clear()
-            await self._arrived.wait()
-        if self._seen:
-            seen, self._seen = self._seen, {}
-            return seen
-        troubles, self._trouble = list(self._trouble.values()), {}
-        for trouble in troubles:
-            if isinstance(trouble, OpenAIBatchesError):
-                raise trouble
-        return min((trouble for trouble in troubles if isinstance(trouble, Outage)), key=lambda outage: outage.since)
-
-    def deliver(self, batch_id: str, news: Batch | _Trouble) -> None:
-        """Hand over news; replaces what the waiter has not read yet about the same batch."""
-        if isinstance(news, Batch):
-            self._trouble.pop(batch_id, None)
-            self._seen[batch_id] = news
-        else:
-            self._trouble[batch_id] = news
-        self._arrived.set()
-
-    def schedule(self, due: float, looked_at: float) -> None:
-        """Note that a look is over, and when the next one is due: at the deadline at the latest.
-
-        :param due: loop time of the next look by the interval alone
-        :param looked_at: loop time at which the look began
-        """
-        self.due = due
-        if self.deadline is not None and looked_at >= self.deadline:
-            self._looks_are_over = True
-            self._arrived.set()
-        elif self.deadline is not None:
-            self.due = min(due, last_look_at(self.deadline))
-
-
 @dataclass
 class Track:
     """What the poller remembers of one batch.
@@ -135,47 +54,39 @@ class Track:
     :param watches: who waits for it
     :param last: the latest sighting
     :param failed_at: loop time of the latest call that failed for this batch; 0 if the latest one did not
-    :param outage_since: loop time of the first look in a row without a sighting
-    :param outage: what the waiters were told of that
-    :param refusal: kind of the latest error, if it is not one that passes by itself
-    :param refused_since: loop time of the first of its kind in a row
+    :param patience: with the looks in a row that did not see it
+    :param outage: what the waiters were told of those
     """
 
     watches: set[Watch] = field(default_factory=set)
     last: Batch | None = None
     failed_at: float = 0.0
-    outage_since: float | None = None
+    patience: Patience = field(default_factory=Patience)
     outage: Outage | None = None
-    refusal: type[OpenAIBatchesError] | None = None
-    refused_since: float = 0.0
 
-    def deliver(self, batch_id: str, news: Batch | _Trouble) -> None:
+    def deliver(self, batch_id: str, news: Batch | Trouble) -> None:
         """Hand news of this batch to all who watch it."""
         for watch in self.watches:
             watch.deliver(batch_id, news)
 
     def recovered(self) -> None:
         """Forget the trouble: the batch was seen."""
-        self.failed_at, self.outage_since, self.outage, self.refusal = 0.0, None, None, None
+        self.failed_at, self.outage = 0.0, None
+        self.patience.recovered()
 
-    def judge(self, error: OpenAIBatchesError, now: float, clock: float) -> _Trouble | None:
+    def judge(self, error: OpenAIBatchesError, now: float, clock: float) -> Trouble | None:
         """Decide what the waiters are told about a look that failed, if anything.
 
         :param error: what it ended with
         :param now: loop time
         :param clock: unix time when the loop's was 0
         """
-        self.outage_since = now if self.outage_since is None else self.outage_since
-        # Patience with a refusal starts with the refusal: hours of 503 before a 401 say nothing about the key.
-        refusal = None if error.transient else type(error)
-        if refusal is not self.refusal:
-            self.refusal, self.refused_since = refusal, now
-        refused_s = now - self.refused_since
-        if not outlasts(error, outage_s=refused_s, watched_s=refused_s):
+        if not self.patience.outlasts(error, now):
             return error
-        if now - self.outage_since < OUTAGE_WORTH_TELLING_S or self.outage is not None:
+        since = self.patience.outage_since
+        if since is None or now - since < OUTAGE_WORTH_TELLING_S or self.outage is not None:
             return None
-        self.outage = Outage(error, since=clock + self.outage_since)
+        self.outage = Outage(error, since=clock + since)
         return self.outage
 
 
@@ -187,11 +98,6 @@ def backoff_s(interval: float, failed_polls: int) -> float:
     """
     # The exponent has a limit: an outage of a week must not end in an OverflowError.
     return max(interval, min(interval * 1.5 ** min(failed_polls, 30), _LONGEST_BACKOFF_S))
-
-
-def last_look_at(deadline: float) -> float:
-    """When the last look for a deadline begins, not before it; both in loop time."""
-    return math.ceil(deadline / _LAST_LOOKS_EVERY_S) * _LAST_LOOKS_EVERY_S
 
 
 async def read_settings(conn_id: str, executor: Executor) -> ClientSettings:
@@ -401,7 +307,7 @@ class BatchPoller:
                     track.deliver(batch_id, batch)
                 continue
             if error is not None:
-                if track.outage_since is None and sighting.outage is None:
+                if track.patience.outage_since is None and sighting.outage is None:
                     log.warning("Looking at batch %s fails, trying again until it works: %s", batch_id, error)
                 track.failed_at = now
             trouble = error or sighting.outage

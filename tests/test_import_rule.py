@@ -15,10 +15,10 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 FLOORS = (
     {"provider_info"},
     {"api"},
-    {"sighting"},
+    {"sighting", "watch"},
     {"jobs"},
     {"compat", "assets", "lineage", "links", "results"},
-    {"hooks", "polling"},
+    {"hooks", "polling", "survey"},
     {"triggers"},
     {"sensors", "operators"},
     {"decorators", "plugin"},

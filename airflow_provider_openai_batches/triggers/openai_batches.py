@@ -18,7 +18,8 @@ from airflow_provider_openai_batches.api.progress import QUIET_S, Progress
 from airflow_provider_openai_batches.api.settings import ClientSettings
 from airflow_provider_openai_batches.compat import ENDED_TASK_STATES, task_state
 from airflow_provider_openai_batches.hooks.openai_batches import client_settings
-from airflow_provider_openai_batches.polling import BatchPoller, Outage
+from airflow_provider_openai_batches.polling import BatchPoller
+from airflow_provider_openai_batches.watch import Outage
 
 _BATCHES_WITH_LINES_OF_THEIR_OWN = 10
 _LAST_LOOK_WITHIN_S = 60.0
