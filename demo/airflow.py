@@ -53,7 +53,7 @@ class Airflow:
     """A running Airflow. `Airflow.start` makes one; it ends with the processes it was started through.
 
     :param url: base URL of UI and REST API, without a trailing slash
-    :param password: of the only user, `admin`
+    :param password: of the user `admin`, and of any other
     :param processes: the children it consists of
     """
 
@@ -75,6 +75,7 @@ class Airflow:
         dags_folder: Path,
         *,
         port: int | None = None,
+        users: Mapping[str, str] | None = None,
         env: Mapping[str, str] | None = None,
     ) -> Self:
         """Start an Airflow of the running Python's environment and wait until all its parts are healthy.
@@ -83,6 +84,7 @@ class Airflow:
         :param home: AIRFLOW_HOME: configuration, sqlite database, task logs; must not exist yet
         :param dags_folder: where the DAG files are
         :param port: of the API server on 127.0.0.1; None: any free one
+        :param users: roles of further users by name; they have the same password
         :param env: further variables, such as AIRFLOW_CONN_...; the shell's own Airflow settings are not inherited
         :raises DemoError: the port is taken, a component died, or they were not healthy in time
         """
@@ -91,14 +93,15 @@ class Airflow:
         password = secrets.token_urlsafe(9)
         home.mkdir(parents=True, mode=0o700)
         passwords = home / "passwords.json"
-        passwords.write_text(json.dumps({USER: password}))
+        roles = {USER: "admin", **(users or {})}
+        passwords.write_text(json.dumps(dict.fromkeys(roles, password)))
         settings = {
             "AIRFLOW_HOME": str(home),
             "AIRFLOW__CORE__DAGS_FOLDER": str(dags_folder),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
             "AIRFLOW__CORE__PARALLELISM": str(PARALLEL_TASKS),
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{name}:{role}" for name, role in roles.items()),
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
             "AIRFLOW__API__HOST": HOST,
             "AIRFLOW__API__PORT": str(port),
@@ -229,10 +232,14 @@ class Airflow:
     def _knows(self, dag_id: str) -> bool:
         return self._request("GET", f"/api/v2/dags/{dag_id}", None, None).ok
 
-    def _log_in(self) -> None:
-        answer = self._request("POST", "/auth/token", {"username": USER, "password": self.password}, None)
+    def token(self, user: str = USER) -> str:
+        """Log a user in, and return what their calls bring along as bearer token or as the cookie `_token`."""
+        answer = self._request("POST", "/auth/token", {"username": user, "password": self.password}, None)
         answer.raise_for_status()
-        self._session.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+        return str(answer.json()["access_token"])
+
+    def _log_in(self) -> None:
+        self._session.headers["Authorization"] = f"Bearer {self.token()}"
 
     def _request(self, method: str, path: str, body: object, params: Mapping[str, Any] | None) -> requests.Response:
         return self._session.request(method, self.url + path, json=body, params=params, timeout=REQUEST_TIMEOUT_S)

@@ -46,3 +46,14 @@ echo "installing into .venv (a minute, the first time) ..."
 # 25.1 is the first pip that knows dependency groups.
 .venv/bin/python -m pip install -qq --disable-pip-version-check --upgrade 'pip>=25.1'
 .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[emulator]' --group "$group"
+
+# The browser tests drive the system's chromium: no download beside the package manager.
+if [ "$group" = dev ] && ! command -v chromium >/dev/null 2>&1; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        echo "installing chromium for the browser tests ..."
+        { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; } >/dev/null ||
+            echo "could not: the browser tests will not run"
+    else
+        echo "no chromium: the browser tests are skipped (Debian: apt install chromium)"
+    fi
+fi

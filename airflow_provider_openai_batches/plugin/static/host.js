@@ -3,7 +3,8 @@
 const { React, ReactRouterDOM } = globalThis;
 
 export const { createElement: h, Fragment, useEffect, useId, useLayoutEffect, useRef, useState } = React;
-export const { Link, useSearchParams } = ReactRouterDOM;
+const { useSyncExternalStore } = React;
+const { Link, useLocation } = ReactRouterDOM;
 
 const TIMEZONE_KEY = "timezone"; // where Airflow's UI keeps the time zone that the user chose
 
@@ -52,17 +53,36 @@ export function ExternalLink({ href, children }) {
 /**
  * The page's state that a link carries: `[query, change]`, where `change({name: value})` replaces members and drops
  * empty ones. A change with `{push: true}` is undone by the browser's Back.
+ *
+ * It goes around Airflow's router, which would mount the whole page anew and take the focus away.
  */
 export function useQuery() {
-  const [params, setParams] = useSearchParams();
-  const change = (changes, { push = false } = {}) =>
-    setParams(
-      (last) => {
-        const next = new URLSearchParams(last);
-        for (const [name, value] of Object.entries(changes)) value ? next.set(name, value) : next.delete(name);
-        return next;
-      },
-      { replace: !push },
-    );
-  return [Object.fromEntries(params), change];
+  useLocation(); // when the router does go somewhere, look again
+  const search = useSyncExternalStore(subscribe, () => location.search);
+  return [Object.fromEntries(new URLSearchParams(search)), changeQuery];
+}
+
+const listeners = new Set();
+
+function subscribe(listener) {
+  listeners.add(listener);
+  window.addEventListener("popstate", listener);
+  return () => {
+    listeners.delete(listener);
+    window.removeEventListener("popstate", listener);
+  };
+}
+
+function changeQuery(changes, { push = false } = {}) {
+  const url = new URL(location.href);
+  for (const [name, value] of Object.entries(changes)) {
+    if (value) url.searchParams.set(name, value);
+    else url.searchParams.delete(name);
+  }
+  if (push) {
+    // The router numbers its entries, and names them.
+    const state = { ...history.state, key: Math.random().toString(36).slice(2, 10), idx: (history.state?.idx ?? 0) + 1 };
+    history.pushState(state, "", url);
+  } else history.replaceState(history.state, "", url);
+  for (const listener of listeners) listener();
 }

@@ -4,9 +4,9 @@ import { AirflowLink, Fragment, PAGE_PATH, h } from "./host.js";
 import { getJob } from "./api.js";
 import { count, money } from "./format.js";
 import { usePolled } from "./polled.js";
-import { Empty, Facts, Failure, Foreign, ProgressBar, Skeleton, StaleNotice, StatusBadge, tokenFacts } from "./widgets.js";
+import { Empty, Facts, Failure, Foreign, Notice, ProgressBar, Skeleton, StaleNotice, StatusBadge, tokenFacts } from "./widgets.js";
 
-const SUCCEEDED = "succeeded";
+const DONE = ["succeeded", "answered"]; // what was answered in a job that goes on may still be judged
 const FAILED = ["failed", "expired", "cancelled", "invalid_output", "missing"];
 
 export function JobTab({ dagId, runId, taskId, mapIndex }) {
@@ -22,32 +22,30 @@ export function JobTab({ dagId, runId, taskId, mapIndex }) {
       Fragment,
       null,
       job.error && h(StaleNotice, { error: job.error, at: job.at, onRetry: job.refresh }),
-      job.data.found ? h(Job, { job: job.data }) : h(NoJob),
+      job.data.found ? h(Job, { job: job.data }) : h(NoJob, job.data),
     );
   } else if (job.error) content = h(Failure, { error: job.error, onRetry: job.refresh });
   else content = h(Skeleton, { label: "Loading the job" });
   return h("div", { className: "oab oab-page" }, content);
 }
 
-function NoJob() {
+function NoJob({ note }) {
   return h(
     Empty,
     { title: "No batch job here" },
-    "This task instance has made none yet, or it is not a task of the OpenAI Batches provider.",
+    note ?? "This task instance has made none yet, or it is not a task of the OpenAI Batches provider.",
   );
 }
 
 function Job({ job }) {
   const rows = job.by_status;
-  const counts = {
-    total: job.requests,
-    completed: rows[SUCCEEDED] ?? 0,
-    failed: FAILED.reduce((sum, status) => sum + (rows[status] ?? 0), 0),
-  };
+  const sum = (statuses) => statuses.reduce((total, status) => total + (rows[status] ?? 0), 0);
+  const counts = { total: job.requests, completed: sum(DONE), failed: sum(FAILED) };
   return h(
     Fragment,
     null,
-    h(ProgressBar, { counts, label: "Rows with a final answer" }),
+    job.note && h(Notice, null, job.note),
+    h(ProgressBar, { counts, label: "Rows answered" }),
     h(
       "ul",
       { className: "oab-row oab-tally", "aria-label": "Rows by status" },

@@ -11,6 +11,7 @@ const TONES = {
   cancelling: "warning",
   completed: "good",
   succeeded: "good",
+  answered: "good",
   failed: "bad",
   expired: "bad",
   missing: "bad",
