@@ -14,7 +14,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_provider_openai_batches.api.client import BatchClient
 from airflow_provider_openai_batches.api.errors import OpenAIBatchesError
 from airflow_provider_openai_batches.api.models import Batch
-from airflow_provider_openai_batches.api.progress import QUIET_S, Progress
+from airflow_provider_openai_batches.api.progress import QUIET_S, describe, describe_all
 from airflow_provider_openai_batches.api.settings import ClientSettings
 from airflow_provider_openai_batches.compat import ENDED_TASK_STATES, task_state
 from airflow_provider_openai_batches.hooks.openai_batches import client_settings
@@ -184,18 +184,20 @@ class Tally:
 
 
 class Chronicle:
-    """Turns the sightings of a wait into log lines: a few batches have lines of their own, many share one.
+    """Turns the sightings of a wait into log lines, with counts, rate and time left.
 
-    The shared line comes at once for a status that appears or disappears, else every five minutes at most.
+    A new status is told at once: by a line for each of a few batches; of many, only if no other has it yet, or none any
+    more. What else changes is told in one line, five minutes after the last at the earliest.
 
     :param batch_ids: the batches that are waited for
     """
 
     def __init__(self, batch_ids: Iterable[str]) -> None:
-        self._progress = {batch_id: Progress() for batch_id in batch_ids}
-        self._statuses: dict[str, str] = {}
-        self._said: Counter[str] = Counter()
-        self._said_at = 0.0
+        self._waited_for = len(set(batch_ids))
+        self._seen: dict[str, Batch] = {}
+        self._statuses: Counter[str] = Counter()
+        self._is_told = True
+        self._told_at = 0.0
 
     def lines(self, sightings: Mapping[str, Batch], now: float | None = None) -> list[str]:
         """Return what to log about these batches.
@@ -204,13 +206,34 @@ class Chronicle:
         :param now: unix time; default: the clock
         """
         now = time.time() if now is None else now
-        if len(self._progress) <= _BATCHES_WITH_LINES_OF_THEIR_OWN:
-            lines = (self._progress[batch_id].line(batch, now) for batch_id, batch in sightings.items())
-            return [line for line in lines if line]
-        self._statuses.update((batch_id, batch.status) for batch_id, batch in sightings.items())
-        counts = Counter(self._statuses.values())
-        if counts == self._said or (counts.keys() == self._said.keys() and now - self._said_at < QUIET_S):
+        known = set(self._statuses)
+        moved = [batch for batch in sightings.values() if self._take(batch)]
+        if moved and self._waited_for <= _BATCHES_WITH_LINES_OF_THEIR_OWN:
+            lines = [describe(batch, now) for batch in moved]
+        elif set(self._statuses) != known or (not self._is_told and now - self._told_at >= QUIET_S):
+            lines = [self._summary(now)]
+        else:
             return []
-        self._said, self._said_at = counts, now
-        parts = ", ".join(f"{count:,} {status}" for status, count in counts.most_common())
-        return [f"Of {len(self._progress):,} batches: {parts}"]
+        self._is_told, self._told_at = True, now
+        return lines
+
+    def _take(self, batch: Batch) -> bool:
+        """Take in a sighting; return whether the batch has another status than before."""
+        before = self._seen.get(batch.id)
+        self._seen[batch.id] = batch
+        if before is not None and before.status == batch.status:
+            self._is_told = self._is_told and before.request_counts == batch.request_counts
+            return False
+        self._is_told = False
+        self._statuses[batch.status] += 1
+        if before is not None:
+            self._statuses[before.status] -= 1
+            if not self._statuses[before.status]:
+                del self._statuses[before.status]
+        return True
+
+    def _summary(self, now: float) -> str:
+        if self._waited_for == 1:
+            [batch] = self._seen.values()
+            return describe(batch, now)
+        return describe_all(self._seen.values(), self._waited_for, now)

@@ -14,8 +14,10 @@ from typing import Any, Literal
 import pytest
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from airflow.triggers.base import BaseTrigger
+from hypothesis import given
+from hypothesis import strategies as st
 
-from airflow_provider_openai_batches.api.models import TERMINAL_STATUSES, Batch
+from airflow_provider_openai_batches.api.models import TERMINAL_STATUSES, Batch, RequestCounts
 from airflow_provider_openai_batches.polling import BatchPoller
 from airflow_provider_openai_batches.triggers.openai_batches import Chronicle, OpenAIBatchTrigger, Tally
 from tests.polling.conftest import Connect
@@ -129,6 +131,59 @@ def test_many_batches_share_a_log_line_that_counts_them_by_status() -> None:
 def test_a_few_batches_have_log_lines_of_their_own() -> None:
     seen = {f"batch_{number}": Batch(id=f"batch_{number}", status="in_progress") for number in range(10)}
     assert Chronicle(seen).lines(seen) == [f"Batch {batch_id} is in_progress" for batch_id in seen]
+
+
+def counted(number: int, done: int, status: str = "in_progress") -> Batch:
+    counts = RequestCounts(total=100, completed=done)
+    return Batch(id=f"batch_{number}", status=status, request_counts=counts, in_progress_at=1_000)
+
+
+@pytest.mark.parametrize("count", [2, 50])
+def test_progress_of_several_batches_is_one_line_with_counts_rate_and_time_left(count: int) -> None:
+    chronicle = Chronicle(f"batch_{number}" for number in range(count))
+    chronicle.lines({f"batch_{number}": counted(number, 0) for number in range(count)}, now=1_000)
+    half = {f"batch_{number}": counted(number, 50) for number in range(count)}
+    assert chronicle.lines(half, now=1_299) == []
+    # Nothing is seen to change after that, yet it has not been told.
+    assert chronicle.lines({}, now=1_300) == [
+        f"Of {count} batches: {count} in_progress; {count * 50:,} of {count * 100:,} requests done; "
+        f"{count * 10:,} a minute, about 5 min left"
+    ]
+    assert chronicle.lines({}, now=9_000) == []
+    assert chronicle.lines(half, now=9_000) == []
+
+
+def test_progress_of_one_batch_is_about_that_batch() -> None:
+    chronicle = Chronicle(["batch_1"])
+    assert chronicle.lines({"batch_1": counted(1, 0)}, now=1_000) == [
+        "Batch batch_1 is in_progress; 0 of 100 requests done"
+    ]
+    assert chronicle.lines({"batch_1": counted(1, 50)}, now=1_300) == [
+        "Batch batch_1 is in_progress; 50 of 100 requests done; 10 a minute, about 5 min left"
+    ]
+
+
+@given(
+    st.integers(1, 30),
+    st.lists(
+        st.tuples(st.integers(0, 29), st.sampled_from(["validating", "in_progress", "completed"]), st.integers(0, 100)),
+        max_size=60,
+    ),
+    st.floats(0.1, 200),
+)
+def test_a_log_has_no_more_lines_than_changes_of_status_and_five_minutes(
+    count: int, steps: list[tuple[int, str, int]], interval: float
+) -> None:
+    chronicle = Chronicle(f"batch_{number}" for number in range(count))
+    statuses: dict[int, str] = {}
+    lines, changes, now = 0, 0, 10_000.0
+    for number, status, done in steps:
+        number %= count
+        now += interval
+        changes += statuses.get(number) != status
+        statuses[number] = status
+        lines += len(chronicle.lines({f"batch_{number}": counted(number, done, status)}, now=now))
+    assert lines <= changes + (now - 10_000) / 300
 
 
 def test_a_trigger_of_thousands_of_batches_does_not_stop_the_event_loop(world: World, conn_id: str) -> None:
