@@ -26,7 +26,7 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": _modules("hooks.openai_batches"),
         "operators": _modules("operators.openai_batches"),
         "sensors": _modules("sensors.openai_batches"),
-        "triggers": _modules("triggers.openai_batches"),
+        "triggers": _modules("triggers.openai_batch_finished", "triggers.openai_batches"),
         "task-decorators": [
             {"name": "openai_batch", "class-name": f"{_PACKAGE}.decorators.openai_batch.openai_batch_task"}
         ],
@@ -74,8 +74,8 @@ def get_provider_info() -> dict[str, Any]:
     }
 
 
-def _modules(name: str) -> list[dict[str, Any]]:
-    return [{"integration-name": _INTEGRATION, "python-modules": [f"{_PACKAGE}.{name}"]}]
+def _modules(*names: str) -> list[dict[str, Any]]:
+    return [{"integration-name": _INTEGRATION, "python-modules": [f"{_PACKAGE}.{name}" for name in names]}]
 
 
 def _field(label: str, description: str, kind: str = "string") -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath, XComArg
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError, OpenAIBatchesError, WaitTimeoutError
+from airflow_provider_openai_batches.assets import announce_results
 from airflow_provider_openai_batches.compat import has_ended, task_state_store
 from airflow_provider_openai_batches.jobs.verdict import RowsFailedError, check_max_failed, raise_for_results
 from airflow_provider_openai_batches.links import OpenAIBatchLink
@@ -52,6 +53,9 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
     Returns a small manifest: ``results`` (paths), counts by status and error code, batch ids, usage and cost. Read the
     rows with :func:`airflow_provider_openai_batches.results.read_results`. The ids of all batches so far are the XCom
     ``batch_ids`` while the job goes on; the task's link opens the newest.
+
+    DAGs scheduled on an asset among the task's ``outlets`` start when the results are there; for an ``AssetAlias``, the
+    asset is the results' place.
 
     A retry goes on where the attempt before stopped; a cleared, finished task buys only rows that changed or failed.
     If too many rows failed there is no retry, which could not help: clear the task to buy them again.
@@ -193,7 +197,7 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
             finally:
                 self._show_batches(job, context)
             if isinstance(outcome, Finished):
-                return self._judged(outcome.manifest)
+                return self._judged(outcome.manifest, context)
             self._stop_if_killed(job)
             if isinstance(outcome, Stopped):
                 manifest = outcome.manifest
@@ -207,13 +211,14 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
                 raise OpenAIBatchesError(f"The batches go on, but they cannot be followed: {trouble}")
             self._wait(outcome)
 
-    def _judged(self, manifest: dict[str, Any]) -> dict[str, Any]:
+    def _judged(self, manifest: dict[str, Any], context: Context) -> dict[str, Any]:
         """Return the manifest if enough rows are good. If not, another attempt would find the same answers."""
         if not self.plan_only:
             try:
                 raise_for_results(manifest, self.max_failed)
             except RowsFailedError as error:
                 raise AirflowFailException(str(error)) from error
+            announce_results(context, self.outlets, manifest)
         return manifest
 
     def _stop_if_late(self, job: Job) -> None:

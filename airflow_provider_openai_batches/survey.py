@@ -1,0 +1,206 @@
+"""Which batches have ended since the last look, each told once, however late it ends and whatever restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from airflow_provider_openai_batches.api.client import BatchClient
+from airflow_provider_openai_batches.api.errors import NotFoundError, OpenAIBatchesError
+from airflow_provider_openai_batches.api.models import Batch
+from airflow_provider_openai_batches.api.retry import UNKNOWN_BATCH_GRACE_S
+from airflow_provider_openai_batches.polling import backoff_s, read_settings
+from airflow_provider_openai_batches.sighting import DaemonThread, look
+
+log = logging.getLogger(__name__)
+
+LISTED_LATE_S = 300
+"""How much later than a younger batch one may turn up in the listing."""
+
+_LONGEST_LIFE_S = 2 * 86_400
+"""A batch has a day, and some minutes to be cancelled in: what is older is over."""
+
+_FORGOTTEN_AFTER_S = 30 * 86_400
+_LONGEST_PAUSE_S = 3600.0
+_WAIT_FOR_READERS_S = 0.1
+
+
+class Survey(msgspec.Struct, frozen=True):
+    """Batches as they were found at one look.
+
+    :param batches: all that the listing has from ``reach`` on, and those older ones that were asked for, by id
+    :param reach: no batch that was created since then is missing; unix time
+    :param is_first: whether it also has all batches that may not be over yet
+    :param gone: batches that were asked for and that the service does not know, for minutes already
+    """
+
+    batches: Mapping[str, Batch]
+    reach: float
+    is_first: bool
+    gone: Collection[str] = ()
+
+
+class Cursor(msgspec.Struct, frozen=True):
+    """What was seen so far, as small as it can be and still tell no batch twice and leave none out.
+
+    :param since: when the newest batch was created
+    :param open: batches that were not over yet. They may end in any order, long after younger ones
+    :param done: those that were over, by id with their time of creation, as far as a look at new ones shows them again
+    """
+
+    since: int = 0
+    open: frozenset[str] = frozenset()
+    done: dict[str, int] = {}
+
+    def is_served_by(self, survey: Survey) -> bool:
+        """Whether the survey goes back far enough to leave out nothing."""
+        return survey.reach <= self.since - LISTED_LATE_S
+
+    def after(self, survey: Survey, matches: Callable[[Batch], bool]) -> tuple[Cursor, list[Batch]]:
+        """Return the cursor to go on with, and the batches that have ended since, the oldest first.
+
+        :param survey: one that serves this cursor
+        :param matches: which batches count at all; the same for a batch whenever it is asked
+        """
+        still_open, done, ended = set(self.open.difference(survey.gone)), dict(self.done), list[Batch]()
+        newest = max((batch.created_at or 0 for batch in survey.batches.values()), default=0)
+        since = max(self.since, newest)
+        for batch in sorted(survey.batches.values(), key=lambda batch: (batch.created_at or 0, batch.id)):
+            created_at = batch.created_at or 0
+            is_new = created_at >= self.since - LISTED_LATE_S and batch.id not in self.done
+            if not (is_new or batch.id in self.open) or not matches(batch):
+                continue
+            if batch.is_terminal:
+                still_open.discard(batch.id)
+                done[batch.id] = created_at
+                ended.append(batch)
+            elif created_at >= since - _FORGOTTEN_AFTER_S:
+                still_open.add(batch.id)
+            else:
+                still_open.discard(batch.id)
+        recent = {batch_id: created for batch_id, created in done.items() if created >= since - LISTED_LATE_S}
+        return Cursor(since, frozenset(still_open), recent), ended
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain types, the ids as one text: a thousand open batches take 40 kB."""
+        return {"since": self.since, "open": " ".join(sorted(self.open)), "done": self.done}
+
+    @classmethod
+    def from_json(cls, value: object) -> Cursor:
+        """Read what :meth:`to_json` wrote.
+
+        :raises msgspec.ValidationError: it is something else
+        """
+        kept = msgspec.convert(value, _Kept)
+        return cls(kept.since, frozenset(kept.open.split()), kept.done)
+
+
+class _Kept(msgspec.Struct):
+    since: int
+    open: str
+    done: dict[str, int]
+
+
+Readers = Callable[[], Collection[Cursor | None]]
+"""The cursors of all who read a stream of surveys; None for one who begins."""
+
+
+async def surveys(conn_id: str, poll_interval: float, readers: Readers) -> AsyncGenerator[Survey]:
+    """Look again and again, for ever: what the service or the connection lacks is waited for.
+
+    :param conn_id: Airflow connection
+    :param poll_interval: seconds between looks
+    :param readers: asked before each look, how far back it has to go and which older batches it has to find
+    """
+    loop = asyncio.get_running_loop()
+    thread, stopped = DaemonThread(f"openai-batches-survey-{conn_id}"), threading.Event()
+    surveyor: _Surveyor | None = None
+    failures = 0
+    try:
+        while True:
+            cursors = list(readers())
+            if not cursors:
+                await asyncio.sleep(_WAIT_FOR_READERS_S)
+                continue
+            pause = poll_interval
+            try:
+                # After a failure the connection is read again: its key may have been the trouble.
+                if surveyor is None or failures:
+                    settings = await read_settings(conn_id, thread)
+                    if surveyor is None or settings != surveyor.client.settings:
+                        if surveyor is not None:
+                            thread.submit(surveyor.client.close)
+                        surveyor = _Surveyor(BatchClient(settings, attempts=1), stopped)
+                survey = await loop.run_in_executor(thread, surveyor.look, cursors)
+            except OpenAIBatchesError as error:
+                failures += 1
+                if failures == 1:
+                    log.warning("Looking for ended batches on %s fails, trying again: %s", conn_id, error)
+                pause = max(backoff_s(poll_interval, failures), min(error.retry_after_s or 0.0, _LONGEST_PAUSE_S))
+            else:
+                if failures:
+                    log.info("Looking for ended batches on %s works again.", conn_id)
+                failures = 0
+                yield survey
+            await asyncio.sleep(pause)
+    finally:
+        stopped.set()
+        if surveyor is not None:
+            thread.submit(surveyor.client.close)
+        thread.shutdown()
+
+
+@dataclass
+class _Surveyor:
+    """Makes the calls. Blocking.
+
+    :param client: makes one attempt per call
+    :param stopped: set when nobody waits for the answer any more
+    :param unknown: batches the service does not know, by id with the time they were first asked for in vain
+    """
+
+    client: BatchClient
+    stopped: threading.Event
+    unknown: dict[str, float] = field(default_factory=dict)
+
+    def look(self, cursors: Collection[Cursor | None]) -> Survey:
+        """Find what all these cursors want.
+
+        :raises OpenAIBatchesError: the service did not answer
+        """
+        known = [cursor for cursor in cursors if cursor is not None]
+        is_first = len(known) < len(cursors)
+        since = min((cursor.since - LISTED_LATE_S for cursor in known), default=math.inf)
+        batches, reach = self._listed(since, is_first=is_first)
+        older = sorted({batch_id for cursor in known for batch_id in cursor.open} - batches.keys())
+        sighting = look(self.client, older, self.stopped)
+        if sighting.outage is not None and not sighting.batches and not batches:
+            raise sighting.outage
+        now = time.monotonic()
+        missing = [batch_id for batch_id, error in sighting.errors.items() if isinstance(error, NotFoundError)]
+        self.unknown = {batch_id: self.unknown.get(batch_id, now) for batch_id in missing}
+        gone = [batch_id for batch_id, first in self.unknown.items() if now - first >= UNKNOWN_BATCH_GRACE_S]
+        if gone:
+            log.warning("The service does not know batches it listed before: %s", ", ".join(gone))
+        return Survey({**batches, **sighting.batches}, reach, is_first, gone)
+
+    def _listed(self, since: float, *, is_first: bool) -> tuple[dict[str, Batch], float]:
+        batches: dict[str, Batch] = {}
+        newest = 0
+        for batch in self.client.list_batches():
+            # One without a time cannot be told from an old one.
+            if batch.created_at is None:
+                continue
+            newest = max(newest, batch.created_at)
+            reach = min(since, newest - _LONGEST_LIFE_S) if is_first else since
+            if batch.created_at < reach or self.stopped.is_set():
+                return batches, reach
+            batches[batch.id] = batch
+        return batches, -math.inf

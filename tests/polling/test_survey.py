@@ -1,0 +1,143 @@
+"""Every batch that ends is told once: in whatever order they end, whenever the look comes, whatever restarts."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_openai_batches.api.models import Batch
+from airflow_provider_openai_batches.survey import LISTED_LATE_S, Cursor, Survey
+
+DAY_S = 86_400
+START = 10 * DAY_S
+
+
+def batch(number: int, created_at: int, status: str = "in_progress") -> Batch:
+    return Batch(id=f"batch_{number}", status=status, created_at=created_at)
+
+
+def survey(*batches: Batch, reach: float = 0, is_first: bool = False, gone: tuple[str, ...] = ()) -> Survey:
+    return Survey({each.id: each for each in batches}, reach, is_first, gone)
+
+
+def everything(_: Batch) -> bool:
+    return True
+
+
+def told(cursor: Cursor, seen: Survey) -> tuple[Cursor, list[str]]:
+    cursor, ended = cursor.after(seen, everything)
+    return cursor, [each.id for each in ended]
+
+
+lives = st.lists(
+    st.tuples(
+        st.integers(0, 3 * DAY_S),  # created, after the start
+        st.integers(1, DAY_S),  # seconds until it is over
+        st.booleans(),  # whether anybody wants it
+        st.integers(0, LISTED_LATE_S),  # seconds until the listing shows it
+    ),
+    max_size=25,
+)
+looks = st.lists(st.tuples(st.integers(1, DAY_S), st.booleans()), min_size=1, max_size=20)
+
+
+@given(lives=lives, looks=looks)
+def test_each_wanted_batch_is_told_once_however_it_ends_and_whenever_one_looks(
+    lives: list[tuple[int, int, bool, int]], looks: list[tuple[int, bool]]
+) -> None:
+    now, cursor, heard = START, None, Counter[str]()
+    # The last look comes when all are over.
+    for pause, restarts in [*looks, (6 * DAY_S, False)]:
+        now += pause
+        shown = [
+            batch(number, START + created, "completed" if now >= START + created + life else "in_progress")
+            for number, (created, life, _, late) in enumerate(lives)
+            if now >= START + created + late
+        ]
+        if cursor is None:
+            cursor, _ = Cursor().after(survey(*shown, is_first=True), lambda each: lives[_of(each)][2])
+            before = {each.id for each in shown if each.is_terminal}
+            continue
+        if restarts:
+            cursor = Cursor.from_json(json.loads(json.dumps(cursor.to_json())))
+        reach = cursor.since - LISTED_LATE_S
+        seen = [each for each in shown if (each.created_at or 0) >= reach or each.id in cursor.open]
+        cursor, ended = cursor.after(survey(*seen, reach=reach), lambda each: lives[_of(each)][2])
+        heard.update(each.id for each in ended)
+        assert all(lives[_of(each)][2] for each in ended)
+    assert cursor is not None
+    wanted = {f"batch_{number}" for number, life in enumerate(lives) if life[2]} - before
+    assert heard == Counter(wanted)
+    assert not cursor.open
+
+
+def _of(each: Batch) -> int:
+    return int(each.id.removeprefix("batch_"))
+
+
+def test_one_who_begins_is_told_what_ends_from_then_on() -> None:
+    over, going_on = batch(1, START, "completed"), batch(2, START - DAY_S)
+    cursor, _ = told(Cursor(), survey(over, going_on, is_first=True))
+    cursor, ended = told(cursor, survey(over, batch(2, START - DAY_S, "expired")))
+    assert ended == ["batch_2"]
+
+
+def test_events_come_in_the_order_of_creation() -> None:
+    cursor = Cursor(since=START)
+    _, ended = told(cursor, survey(*(batch(number, START + number, "failed") for number in (3, 1, 2))))
+    assert ended == ["batch_1", "batch_2", "batch_3"]
+
+
+def test_batch_that_the_listing_shows_late_is_told() -> None:
+    cursor, ended = told(Cursor(since=START), survey(batch(1, START - LISTED_LATE_S, "completed")))
+    assert ended == ["batch_1"]
+    assert told(cursor, survey(batch(1, START - LISTED_LATE_S, "completed")))[1] == []
+
+
+def test_survey_of_older_batches_alone_does_not_move_the_cursor_back() -> None:
+    cursor, _ = told(Cursor(since=START, open=frozenset({"batch_1"})), survey(batch(1, START - DAY_S)))
+    assert cursor == Cursor(since=START, open=frozenset({"batch_1"}))
+
+
+def test_survey_that_does_not_go_back_far_enough_serves_nobody() -> None:
+    cursor = Cursor(since=START)
+    assert cursor.is_served_by(survey(reach=START - LISTED_LATE_S))
+    assert not cursor.is_served_by(survey(reach=START - LISTED_LATE_S + 1))
+
+
+def test_batch_the_service_has_lost_is_not_asked_for_for_ever() -> None:
+    cursor, ended = told(Cursor(since=START, open=frozenset({"batch_1", "batch_2"})), survey(gone=("batch_1",)))
+    assert (cursor.open, ended) == ({"batch_2"}, [])
+
+
+def test_batch_that_never_ends_is_forgotten_after_a_month() -> None:
+    stuck = batch(1, START)
+    cursor, _ = told(Cursor(), survey(stuck, is_first=True))
+    assert cursor.open == {"batch_1"}
+    cursor, _ = told(cursor, survey(stuck, batch(2, START + 29 * DAY_S)))
+    assert cursor.open == {"batch_1", "batch_2"}
+    cursor, _ = told(cursor, survey(stuck, batch(2, START + 31 * DAY_S)))
+    assert cursor.open == {"batch_2"}
+
+
+def test_cursor_stays_small() -> None:
+    cursor = Cursor()
+    for number in range(2_000):
+        batches = [batch(number + back, START + (number + back) * 60, "completed") for back in range(3)]
+        cursor, _ = told(cursor, survey(*batches, reach=-1))
+    assert len(json.dumps(cursor.to_json())) < 1_000
+    many = Cursor(START, frozenset(f"batch_{number:032x}" for number in range(1_500)))
+    assert len(json.dumps(many.to_json())) < 65_536  # what Airflow keeps without a warning
+
+
+@pytest.mark.parametrize(
+    "kept", [None, 1, [], {}, {"since": "soon", "open": "", "done": {}}, {"since": 1, "open": [], "done": {}}]
+)
+def test_what_is_no_cursor_is_refused(kept: Any) -> None:
+    with pytest.raises(ValueError, match=r"Expected|missing"):
+        Cursor.from_json(kept)
