@@ -30,7 +30,11 @@ def get_provider_info() -> dict[str, Any]:
         "task-decorators": [
             {"name": "openai_batch", "class-name": f"{_PACKAGE}.decorators.openai_batch.openai_batch_task"}
         ],
-        "extra-links": [f"{_PACKAGE}.links.OpenAIBatchLink"],
+        "extra-links": [
+            f"{_PACKAGE}.links.OpenAIBatchLink",
+            f"{_PACKAGE}.links.OpenAIBatchesPageLink",
+            f"{_PACKAGE}.links.OpenAIBatchResultsLink",
+        ],
         # For listings such as `airflow providers`. What loads the plugin is its entry point.
         "plugins": [{"name": "openai_batches", "plugin-class": f"{_PACKAGE}.plugin.OpenAIBatchesPlugin"}],
         "connection-types": [

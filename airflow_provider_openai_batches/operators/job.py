@@ -14,7 +14,7 @@ from airflow_provider_openai_batches.api.errors import InvalidInputError, OpenAI
 from airflow_provider_openai_batches.assets import announce_results
 from airflow_provider_openai_batches.compat import has_ended, task_state_store
 from airflow_provider_openai_batches.jobs.verdict import RowsFailedError, check_max_failed, raise_for_results
-from airflow_provider_openai_batches.links import OpenAIBatchLink
+from airflow_provider_openai_batches.links import OpenAIBatchesPageLink, OpenAIBatchLink, OpenAIBatchResultsLink
 from airflow_provider_openai_batches.operators import parameters
 from airflow_provider_openai_batches.operators.base import OpenAIBatchesOperator
 
@@ -93,7 +93,7 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
     """
 
     template_fields: Sequence[str] = ("requests", "output_path", "model", "endpoint", "conn_id")
-    operator_extra_links = (OpenAIBatchLink(),)
+    operator_extra_links = (OpenAIBatchLink(), OpenAIBatchesPageLink(), OpenAIBatchResultsLink())
 
     def __init__(
         self,
@@ -167,6 +167,11 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
         # rows are data, whatever they look like, and too many to be shown.
         is_for_airflow = isinstance(source, (str, XComArg, ObjectStoragePath, _Rows))
         self._requests = source if is_for_airflow else _Rows(source)
+
+    @property
+    def results_path(self) -> str:
+        """Where the result files are."""
+        return f"{str(self.output_path).rstrip('/')}/results"
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Begin the job, or take up an earlier attempt's."""

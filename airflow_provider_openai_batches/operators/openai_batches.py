@@ -23,7 +23,7 @@ from airflow_provider_openai_batches.api.errors import (
 from airflow_provider_openai_batches.api.inputs import check_completion_window, check_endpoint, check_id
 from airflow_provider_openai_batches.api.models import Batch
 from airflow_provider_openai_batches.compat import has_ended
-from airflow_provider_openai_batches.links import OpenAIBatchLink
+from airflow_provider_openai_batches.links import OpenAIBatchesPageLink, OpenAIBatchLink, OpenAIBatchResultsLink
 from airflow_provider_openai_batches.operators.base import OpenAIBatchesOperator
 from airflow_provider_openai_batches.operators.job import OpenAIBatchOperator
 from airflow_provider_openai_batches.operators.parameters import seconds
@@ -102,7 +102,7 @@ class OpenAIBatchSubmitOperator(OpenAIBatchesOperator):
     """
 
     template_fields: Sequence[str] = ("input_file_id", "endpoint", "completion_window", "metadata", "conn_id")
-    operator_extra_links = (OpenAIBatchLink(),)
+    operator_extra_links = (OpenAIBatchLink(), OpenAIBatchesPageLink())
 
     def __init__(
         self,
@@ -248,7 +248,7 @@ class OpenAIBatchCancelOperator(OpenAIBatchesOperator):
     """
 
     template_fields: Sequence[str] = ("batch_id", "conn_id")
-    operator_extra_links = (OpenAIBatchLink(),)
+    operator_extra_links = (OpenAIBatchLink(), OpenAIBatchesPageLink())
 
     def __init__(
         self,
@@ -302,12 +302,17 @@ class OpenAIBatchDownloadOperator(OpenAIBatchesOperator):
     """
 
     template_fields: Sequence[str] = ("batch_id", "output_path", "conn_id")
-    operator_extra_links = (OpenAIBatchLink(),)
+    operator_extra_links = (OpenAIBatchLink(), OpenAIBatchesPageLink(), OpenAIBatchResultsLink())
 
     def __init__(self, *, batch_id: str, output_path: str | ObjectStoragePath, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.batch_id = batch_id
         self.output_path = output_path
+
+    @property
+    def results_path(self) -> str:
+        """Where the files are."""
+        return str(self.output_path)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Fetch both files, check that every answered request is there, and judge the batch."""

@@ -7,18 +7,14 @@ before the first request comes.
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urlsplit
 
-from airflow.providers.common.compat.sdk import AirflowPlugin, conf
+from airflow.providers.common.compat.sdk import AirflowPlugin
+
+from airflow_provider_openai_batches.links import PAGE_ROUTE, base_path
 
 URL_PREFIX = "/openai-batches"
 PAGE = "OpenAI Batches"
 TASK_TAB = "OpenAI Batch Job"
-
-
-def base_path() -> str:
-    """Return the path below which Airflow is served, without a slash at its end; usually empty."""
-    return urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/")
 
 
 class LazyApp:
@@ -59,7 +55,7 @@ class OpenAIBatchesPlugin(AirflowPlugin):
             "name": PAGE,
             "bundle_url": _static("main.js"),
             "destination": "nav",
-            "url_route": "openai-batches",
+            "url_route": PAGE_ROUTE,
             "category": "browse",
             "icon": _static("icon.svg"),
             "icon_dark_mode": _static("icon_dark.svg"),

@@ -16,7 +16,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Generic, TypeVar
-from urllib.parse import quote, urlsplit
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.secrets.environment_variables import CONN_ENV_PREFIX, EnvironmentVariablesBackend
@@ -26,6 +25,7 @@ from airflow_provider_openai_batches.api.errors import InvalidInputError, OpenAI
 from airflow_provider_openai_batches.api.models import Batch
 from airflow_provider_openai_batches.hooks.openai_batches import DEFAULT_CONN_ID, OpenAIBatchesHook
 from airflow_provider_openai_batches.jobs.pricing import Price
+from airflow_provider_openai_batches.links import dashboard_url
 from airflow_provider_openai_batches.plugin import database
 from airflow_provider_openai_batches.plugin.errors import PageError
 
@@ -146,9 +146,7 @@ class Account:
 
     def dashboard_url(self, batch_id: str) -> str | None:
         """Return where OpenAI shows a batch; None for another service."""
-        if urlsplit(self._settings.base_url).hostname != "api.openai.com":
-            return None
-        return f"https://platform.openai.com/batches/{quote(batch_id, safe='')}"
+        return dashboard_url(self._settings.base_url, batch_id)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

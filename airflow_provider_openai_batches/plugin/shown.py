@@ -16,7 +16,7 @@ from airflow_provider_openai_batches.jobs.lines import integer, parse_line
 from airflow_provider_openai_batches.jobs.pricing import Price, cost
 from airflow_provider_openai_batches.jobs.purchase import JOB_KEY, ROUND_KEY, SHARD_KEY
 from airflow_provider_openai_batches.jobs.queue import MODEL_KEY
-from airflow_provider_openai_batches.plugin import base_path
+from airflow_provider_openai_batches.links import base_path
 from airflow_provider_openai_batches.plugin.access import Scope, maker
 from airflow_provider_openai_batches.plugin.account import Account
 from airflow_provider_openai_batches.plugin.database import TaskPlace

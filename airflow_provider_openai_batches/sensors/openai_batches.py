@@ -26,7 +26,7 @@ from airflow_provider_openai_batches.api.inputs import check_id
 from airflow_provider_openai_batches.api.models import TERMINAL_STATUSES, Batch, BatchStatus
 from airflow_provider_openai_batches.api.progress import Progress
 from airflow_provider_openai_batches.hooks.openai_batches import DEFAULT_CONN_ID, OpenAIBatchesHook
-from airflow_provider_openai_batches.links import OpenAIBatchLink
+from airflow_provider_openai_batches.links import OpenAIBatchesPageLink, OpenAIBatchLink
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -53,7 +53,7 @@ class OpenAIBatchSensor(BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = ("batch_id", "conn_id")
-    operator_extra_links = (OpenAIBatchLink(),)
+    operator_extra_links = (OpenAIBatchLink(), OpenAIBatchesPageLink())
     ui_color = "#d9f2ea"
 
     def __init__(

@@ -312,8 +312,8 @@ def test_ids_and_link_are_there_while_the_task_waits(new_task: Callable[..., Tas
         operator.execute(job.attempts.next())
     oldest_first = [batch["id"] for batch in reversed(emulator.batches())]
     assert job.attempts.xcoms["batch_ids"] == oldest_first
-    [link] = operator.operator_extra_links
-    assert link.get_link(operator, ti_key=None) == f"https://platform.openai.com/batches/{oldest_first[-1]}"
+    links = {link.name: link.get_link(operator, ti_key=None) for link in operator.operator_extra_links}
+    assert links["OpenAI Batches"].endswith(f"&batch={oldest_first[-1]}")
 
 
 def test_full_queue_is_waited_for_without_worker_and_without_calls(
@@ -791,7 +791,7 @@ def test_manifest_goes_to_the_next_task_and_outlets_are_updated(run_dag: Callabl
     assert counted.xcom_pull(task_ids="count") == [2, 2]
     manifest = label.xcom_pull(task_ids="label")
     assert label.xcom_pull(task_ids="label", key="batch_ids") == manifest["batch_ids"]
-    assert label.xcom_pull(task_ids="label", key="openai_batch_link").endswith(manifest["batch_ids"][-1])
+    assert label.xcom_pull(task_ids="label", key="openai_batches_page_link").endswith(manifest["batch_ids"][-1])
     assert asset_events(labels) == 1
 
 
