@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import shutil
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +31,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 CHROMIUM_OPTIONS = [
     "--no-sandbox",
     "--disable-gpu",
+    "--disable-lcd-text",
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
@@ -76,16 +80,18 @@ def job_emulator() -> Iterator[Emulator]:
 @pytest.fixture(scope="package")
 def airflow(
     chromium: Browser, processes: Processes, job_emulator: Emulator, tmp_path_factory: pytest.TempPathFactory
-) -> Airflow:
+) -> Iterator[Airflow]:
     """An Airflow whose user `reader` may look and not touch, and whose user `viewer` may not see connections."""
-    env = {
-        "AIRFLOW_CONN_OPENAI_BATCHES_DEFAULT": connection_json(job_emulator, extra=json.dumps({"prices": PRICES})),
-        "AIRFLOW__CORE__AUTH_MANAGER": "tests.plugin.auth.GrantingAuthManager",
-        "PYTHONPATH": str(REPOSITORY),
-    }
-    users = {"viewer": "viewer", "reader": "viewer"}
-    home = tmp_path_factory.mktemp("browser") / "airflow"
-    return Airflow.start(processes, home, Path(__file__).with_name("dags"), users=users, env=env)
+    with tempfile.TemporaryDirectory(prefix="product-texts-") as texts:
+        env = {
+            "AIRFLOW_CONN_OPENAI_BATCHES_DEFAULT": connection_json(job_emulator, extra=json.dumps({"prices": PRICES})),
+            "AIRFLOW__CORE__AUTH_MANAGER": "tests.plugin.auth.GrantingAuthManager",
+            "PYTHONPATH": str(REPOSITORY),
+            "PRODUCT_TEXTS": texts,
+        }
+        users = {"viewer": "viewer", "reader": "viewer"}
+        home = tmp_path_factory.mktemp("browser") / "airflow"
+        yield Airflow.start(processes, home, Path(__file__).with_name("dags"), users=users, env=env)
 
 
 @pytest.fixture
@@ -104,30 +110,30 @@ def add_connection(airflow: Airflow, emulator: Emulator, conn_id: str, password:
 
 
 @pytest.fixture(scope="package")
-def tabs(chromium: Browser, airflow: Airflow) -> Callable[[str, str, bool], Page]:
-    """Tabs by user, theme and clock. They are kept: Airflow's UI takes seconds to load."""
+def tabs(chromium: Browser, airflow: Airflow) -> Iterator[Callable[[str, str], Page]]:
+    """Tabs by user and theme. They are kept: Airflow's UI takes seconds to load."""
+    with contextlib.ExitStack() as stack:
 
-    @functools.cache
-    def open_tab(user: str, theme: str, own_time: bool) -> Page:
-        context = chromium.new_context(color_scheme=theme, viewport={"width": 1280, "height": 800})
-        context.add_cookies([{"name": "_token", "value": airflow.token(user), "url": airflow.url}])
-        if own_time:
-            context.clock.install()
-        return Page(context.new_page(), airflow.url)
+        @functools.cache
+        def open_tab(user: str, theme: str) -> Page:
+            context = stack.enter_context(
+                chromium.new_context(color_scheme=theme, viewport={"width": 1280, "height": 720})
+            )
+            context.add_cookies([{"name": "_token", "value": airflow.token(user), "url": airflow.url}])
+            context.clock.install()  # It runs as usual, and can be moved.
+            return Page(context.new_page(), airflow.url)
 
-    return open_tab
+        yield open_tab
 
 
 @pytest.fixture
-def sign_in(tabs: Callable[[str, str, bool], Page]) -> Iterator[Callable[..., Page]]:
-    """Go to the tab of a user, in Airflow's light or dark theme. No script may fail in it.
-
-    own_time: its clock is moved by the test
-    """
+def sign_in(tabs: Callable[[str, str], Page]) -> Iterator[Callable[..., Page]]:
+    """Go to the tab of a user, in Airflow's light or dark theme. No script may fail in it."""
     used: list[Page] = []
 
-    def take(user: str = "admin", *, theme: str = "light", own_time: bool = False) -> Page:
-        used.append(tabs(user, theme, own_time))
+    def take(user: str = "admin", *, theme: str = "light") -> Page:
+        used.append(tabs(user, theme))
+        used[-1].browser.clock.set_system_time(time.time())
         return used[-1]
 
     yield take
@@ -163,7 +169,9 @@ def new_batch(client: BatchClient, rows: Any, model: str, metadata: dict[str, st
     return client.create_batch(file.id, "/v1/chat/completions", metadata=metadata).id
 
 
-def made_by(dag_id: str, run_id: str = "manual__2026-01-01", task_id: str = "write") -> dict[str, str]:
+def made_by(
+    dag_id: str, run_id: str = "manual__2026-01-01", task_id: str = "write", model: str = "gpt-4o-mini"
+) -> dict[str, str]:
     """The metadata of a batch that a task made."""
     return {
         "airflow_dag_id": dag_id,
@@ -173,4 +181,5 @@ def made_by(dag_id: str, run_id: str = "manual__2026-01-01", task_id: str = "wri
         "airflow_job": "job",
         "airflow_shard": "0",
         "airflow_round": "1",
+        "airflow_model": model,
     }

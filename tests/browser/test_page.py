@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.browser.conftest import add_connection, made_by
-from tests.browser.ui import REFRESH_MS, Page
+from tests.browser.ui import ARROW, REFRESH_MS, Page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Route
@@ -40,7 +40,7 @@ def test_lists_batches_newest_first_and_says_who_made_them(
     page.open(conn_id=conn_id)
 
     expect(page.rows).to_have_count(2)
-    expect(page.rows.nth(0)).to_contain_text("product_texts › write")
+    expect(page.rows.nth(0)).to_contain_text(f"product_texts {ARROW} write")
     expect(page.rows.nth(0)).to_contain_text("shard 0, round 1 · manual__2026-01-01")
     expect(page.row(ours)).to_contain_text("validating")
     expect(page.rows.nth(1)).to_contain_text("outside Airflow")
@@ -97,7 +97,7 @@ def test_pages_go_on_where_the_last_one_ended(sign_in: SignIn, conn_id: str, buy
 def test_the_bar_fills_by_itself(sign_in: SignIn, emulator: Emulator, conn_id: str, buy: Buy) -> None:
     batch = buy(40)
     emulator.advance(3)
-    page = sign_in(own_time=True)
+    page = sign_in()
     page.open(conn_id=conn_id)
     bar = page.row(batch).get_by_role("progressbar")
     expect(bar).to_have_attribute("aria-valuetext", "0 of 40 done")
@@ -113,7 +113,7 @@ def test_the_bar_fills_by_itself(sign_in: SignIn, emulator: Emulator, conn_id: s
 
 def test_a_hidden_tab_asks_nothing_and_a_slow_answer_is_waited_for(sign_in: SignIn, conn_id: str, buy: Buy) -> None:
     batch = buy()
-    page = sign_in(own_time=True)
+    page = sign_in()
     page.open(conn_id=conn_id)
     expect(page.row(batch)).to_be_visible()
 
@@ -158,7 +158,7 @@ def test_cancel_asks_first_and_is_in_the_audit_log(
 ) -> None:
     batch = buy(40, **made_by("product_texts"))
     emulator.advance(63)
-    page = sign_in(own_time=True)
+    page = sign_in()
     page.open(conn_id=conn_id)
     page.show_detail(batch)
 
@@ -268,7 +268,7 @@ def test_while_the_service_is_down_the_last_data_stay(
     sign_in: SignIn, emulator: Emulator, conn_id: str, buy: Buy
 ) -> None:
     batch = buy()
-    page = sign_in(own_time=True)
+    page = sign_in()
     page.open(conn_id=conn_id)
     expect(page.row(batch)).to_be_visible()
 
@@ -333,7 +333,7 @@ def test_keys_open_and_close_a_batch(sign_in: SignIn, emulator: Emulator, conn_i
 def _post(page: Page, path: str, conn_id: str) -> tuple[int, str]:
     """Call the page's backend from the page."""
     answer: dict[str, Any] = page.browser.evaluate(
-        "async (url) => { const a = await fetch(url, {method: 'POST'}); return [a.status, (await a.json()).detail.code] }",
+        "async url => { let a = await fetch(url, {method: 'POST'}); return [a.status, (await a.json()).detail.code] }",
         f"{page.url}/openai-batches/api/{path}?conn_id={conn_id}",
     )
     status, code = answer

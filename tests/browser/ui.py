@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
 REFRESH_MS = 10_000
 DEADLINE_S = 20.0
+ARROW = "\u203a"
+"""Stands between DAG and task."""
 
 
 class Page:
@@ -150,7 +152,8 @@ _COLOURS = """() => {
     const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
     while (walker.nextNode()) {
       const element = walker.currentNode.parentElement;
-      const shown = element.checkVisibility() && !element.closest(".oab-hidden, option") && !element.closest(".oab .oab");
+      const other = element.closest(".oab") !== root || element.closest(".oab-hidden, option");
+      const shown = element.checkVisibility() && !other;
       if (shown) texts.push([walker.currentNode.data, ratio(element, getComputedStyle(element).color)]);
     }
     for (const input of root.querySelectorAll("input, select")) {

@@ -60,7 +60,7 @@ function Batch({ batch, conn_id, refresh }) {
     h(ProgressBar, { ...batch, label: "Progress" }),
     h(Facts, {
       entries: [
-        ["Made by", h(Maker, { batch })],
+        ["Made by", h(Maker, { batch }), true],
         ["Age", h(Age, { at: batch.created_at })],
         ["Done in", !hasEnded(batch) && batch.eta_s !== null && duration(batch.eta_s)],
         ["Took", batch.ended_at && duration(batch.ended_at - batch.created_at)],

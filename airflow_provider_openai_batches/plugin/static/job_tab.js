@@ -59,7 +59,7 @@ function Job({ job }) {
         [job.finished ? "Cost" : "Cost so far", job.cost !== null && money(job.cost)],
         ["Estimated cost", job.estimated_cost !== null && money(job.estimated_cost)],
         ...tokenFacts(job.usage),
-        ["Output", job.output_path && h(Foreign, { text: job.output_path })],
+        ["Output", job.output_path && h(Foreign, { text: job.output_path }), true],
       ],
     }),
     h(Shards, { job }),

@@ -61,7 +61,7 @@ export function ProgressBar({ counts: { total, completed, failed }, label, statu
       part(completed, "oab-bar-completed"),
       part(failed, "oab-bar-failed"),
     ),
-    h("span", { className: "oab-small" }, done, failed > 0 && h("span", { className: "oab-fg-bad" }, failures)),
+    h("span", { className: "oab-small oab-nowrap" }, done, failed > 0 && h("span", { className: "oab-fg-bad" }, failures)),
   );
 }
 
@@ -160,14 +160,16 @@ export function Skeleton({ lines = 8, label }) {
   );
 }
 
-/** Names and values. Entries without a value are left out. */
+/** Names and values, and whether a value needs a line of its own. Entries without a value are left out. */
 export function Facts({ entries }) {
   return h(
     "dl",
     { className: "oab-facts" },
     entries
       .filter(([, value]) => known(value) && value !== false)
-      .map(([name, value], index) => h("div", { key: index }, h("dt", null, name), h("dd", null, value))),
+      .map(([name, value, wide], index) =>
+        h("div", { key: index, className: wide ? "oab-whole" : undefined }, h("dt", null, name), h("dd", null, value)),
+      ),
   );
 }
 
