@@ -11,7 +11,7 @@ from airflow.providers.common.compat.sdk import Asset, AssetAlias
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-_FACTS = ("job_id", "requests", "succeeded", "failed", "cost", "finished_at")
+_FACTS = ("job_id", "results", "requests", "succeeded", "failed", "cost", "finished_at")
 
 
 def webhook_asset(conn_id: str) -> Asset:
@@ -29,7 +29,8 @@ def announce_results(context: Context, outlets: list[Any], manifest: Mapping[str
     """Say in the events of a task's outlets where a job's results are and what they hold.
 
     Airflow makes the events when the task succeeds: one for each asset among the outlets, which only lacks the facts,
-    and for an alias one of the asset that it is given here, whose URI is that of the results.
+    and for an alias one of the asset that it is given here, whose URI is that of the results. The event's ``extra`` is
+    enough for ``read_results``.
 
     :param context: of the task
     :param outlets: of the task
