@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 # First of all imports of Airflow: it gives this process a home of its own.
-from tests.airflow.conftest import airflow_db, airflow_home, connection, connection_json, register, request_lines
+from tests.airflow.conftest import (
+    airflow_db,
+    airflow_home,
+    connection,
+    connection_json,
+    no_pauses,
+    register,
+    request_lines,
+    run_dag,
+)
 from tests.plugin.auth import DAG, OTHER_DAG, USERS
 
 if TYPE_CHECKING:
@@ -21,7 +30,7 @@ if TYPE_CHECKING:
     from airflow_provider_openai_batches.api.models import Batch
     from airflow_provider_openai_batches.emulator import Emulator
 
-__all__ = ["airflow_db", "airflow_home", "connection"]
+__all__ = ["airflow_db", "airflow_home", "connection", "no_pauses", "run_dag"]
 
 CONN_ID = "openai_batches_default"
 
@@ -100,11 +109,11 @@ def browse(
 @pytest.fixture(scope="session")
 def dags(airflow_db: None) -> None:
     """Two DAGs: one that most of the users may see, and one that few may."""
-    from airflow.sdk import DAG as Dag
+    from airflow import sdk
     from airflow.sdk import BaseOperator
 
     for dag_id in (DAG, OTHER_DAG):
-        with Dag(dag_id, schedule=None) as dag:
+        with sdk.DAG(dag_id, schedule=None) as dag:
             BaseOperator(task_id="label")
         register(dag)
 

@@ -78,7 +78,9 @@ def test_route(
         assert len(emulator.calls) == before[1], "who may not ask gets no call made"
 
 
-@pytest.mark.parametrize("path", ["/api/nothing", "/", "/api/batches/x/y", "/docs", "/openapi.json", "/static/", "/static"])
+@pytest.mark.parametrize(
+    "path", ["/api/nothing", "/", "/api/batches/x/y", "/docs", "/openapi.json", "/static/", "/static"]
+)
 def test_there_is_nothing_else(path: str, browse: Browse) -> None:
     assert browse("admin").get(path).status_code == 404
 
@@ -220,7 +222,12 @@ class TestAuditLog:
             "task_id": "label",
             "map_index": -1,
         }
-        assert json.loads(entry["extra"]) == {**CONN, "batch_id": batch.id, "outcome": "succeeded", "status": "cancelling"}
+        assert json.loads(entry["extra"]) == {
+            **CONN,
+            "batch_id": batch.id,
+            "outcome": "succeeded",
+            "status": "cancelling",
+        }
 
     def test_of_a_refusal(self, browse: Browse, buy: Buy, entries: Any) -> None:
         browse("reader").post(f"/api/batches/{buy().id}/cancel", **CONN)

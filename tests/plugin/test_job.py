@@ -1,0 +1,231 @@
+"""The tab on a task: jobs that DAG runs of a real Airflow have left behind."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG
+
+from airflow_provider_openai_batches.emulator import Emulator
+from airflow_provider_openai_batches.operators.job import OpenAIBatchOperator
+from airflow_provider_openai_batches.operators.openai_batches import OpenAIBatchSubmitOperator
+from tests.airflow.conftest import request_lines
+from tests.conftest import API_KEY
+from tests.plugin.conftest import CONN_ID, Browser
+
+pytestmark = [pytest.mark.airflow, pytest.mark.usefixtures("connection", "no_pauses")]
+
+Browse = Callable[[str | None], Browser]
+
+PRICES = json.dumps({"prices": {"m": {"input": 1000, "output": 1000}}})
+
+
+@pytest.fixture
+def emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
+    """An emulator whose time runs fast, or one whose time stands still."""
+    with Emulator(speed=getattr(request, "param", 1250), api_key=API_KEY) as server:
+        yield server
+
+
+still = pytest.mark.parametrize("emulator", [0], indirect=True, ids=["still"])
+
+
+@pytest.fixture
+def run_job(run_dag: Callable[[DAG], Any], request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Any]:
+    """Run a task of a DAG to its end; return what names it."""
+
+    def run(operator: Any = OpenAIBatchOperator, **parameters: Any) -> dict[str, Any]:
+        name = "".join(char if char.isalnum() else "_" for char in request.node.name)
+        with DAG(name, schedule=None, start_date=datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)) as dag:
+            if operator is OpenAIBatchOperator:
+                usual = {"requests": ["a", "b", "c"], "output_path": str(tmp_path / "out"), "model": "m"}
+                parameters = {**usual, "max_requests_per_batch": 2, **parameters}
+            operator(task_id="label", poll_interval=0.05, **parameters)
+        done = run_dag(dag)
+        return {"dag_id": dag.dag_id, "run_id": done.run_id, "task_id": "label"}
+
+    return run
+
+
+def show(browse: Browse, task: dict[str, Any], user: str = "admin", **query: Any) -> dict[str, Any]:
+    answer = browse(user).get("/api/job", **task, **query)
+    assert answer.status_code == 200, answer.text
+    job: dict[str, Any] = answer.json()
+    return job
+
+
+class TestFinished:
+    @pytest.fixture
+    def task(self, run_job: Callable[..., Any], connection: Any) -> dict[str, Any]:
+        connection(extra=PRICES)
+        task: dict[str, Any] = run_job()
+        return task
+
+    def test_job(self, browse: Browse, task: dict[str, Any], tmp_path: Path, emulator: Emulator) -> None:
+        job = show(browse, task)
+        newest, oldest = (batch["id"] for batch in emulator.batches())
+        assert job["output_path"] == str(tmp_path / "out")
+        assert (job["found"], job["finished"], job["conn_id"], job["note"]) == (True, True, CONN_ID, None)
+        assert (job["requests"], job["by_status"]) == (3, {"succeeded": 3})
+        assert job["usage"]["output_tokens"] > 0
+        assert job["cost"] == pytest.approx((job["usage"]["input_tokens"] + job["usage"]["output_tokens"]) / 1000)
+        assert job["shards"] == [
+            {
+                "index": index,
+                "requests": requests,
+                "model": "m",
+                "rounds": [
+                    {"number": 1, "batch_id": batch_id, "status": "completed", "requests": requests, "landed": True}
+                ],
+            }
+            for index, requests, batch_id in ((0, 2, oldest), (1, 1, newest))
+        ]
+
+    def test_without_the_ledger_the_xcoms_tell(self, browse: Browse, task: dict[str, Any], tmp_path: Path) -> None:
+        with_ledger = show(browse, task)
+        shutil.rmtree(tmp_path / "out")
+        job = show(browse, task)
+        same = ("found", "finished", "requests", "by_status", "cost", "usage", "output_path")
+        assert {key: job[key] for key in same} == {key: with_ledger[key] for key in same}
+        assert [shard["rounds"][0]["batch_id"] for shard in job["shards"]] == [
+            shard["rounds"][0]["batch_id"] for shard in with_ledger["shards"]
+        ]
+        assert "is not there" in job["note"]
+
+    def test_a_damaged_ledger_is_told_of(self, browse: Browse, task: dict[str, Any], tmp_path: Path) -> None:
+        (tmp_path / "out/_job/job.json").write_text("{")
+        job = show(browse, task)
+        assert job["finished"] is True
+        assert "is not readable as a ledger" in job["note"]
+
+    def test_a_storage_that_hangs_is_not_waited_for(
+        self, browse: Browse, task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from airflow_provider_openai_batches.plugin import job as page
+
+        released = threading.Event()
+        monkeypatch.setattr(page, "_LEDGER_WITHIN_S", 0.05)
+        monkeypatch.setattr(page, "open_directory", lambda path: released.wait(60))
+        jobs = [show(browse, task) for _ in range(6)]  # more than may hang at the same time
+        released.set()
+        assert all(job["finished"] and "TimeoutError" in job["note"] for job in jobs)
+
+    def test_it_needs_no_service(self, browse: Browse, task: dict[str, Any], emulator: Emulator) -> None:
+        before = len(emulator.calls)
+        show(browse, task)
+        assert len(emulator.calls) == before
+
+
+class TestGoingOn:
+    @pytest.fixture
+    def task(self, run_job: Callable[..., Any], connection: Any, emulator: Emulator) -> dict[str, Any]:
+        connection(extra=PRICES)
+        task: dict[str, Any] = run_job(timeout=0.2, on_timeout="keep")
+        return task
+
+    @still
+    def test_rows_and_batches(self, browse: Browse, task: dict[str, Any], emulator: Emulator) -> None:
+        emulator.advance(100)
+        job = show(browse, task)
+        counts = [batch["request_counts"]["completed"] for batch in emulator.batches()]
+        assert (job["found"], job["finished"], job["requests"]) == (True, False, 3)
+        assert sum(counts) in (1, 2), "or the test shows nothing"
+        assert job["by_status"] == {"answered": sum(counts), "pending": 3 - sum(counts)}
+        assert [shard["rounds"][0]["status"] for shard in job["shards"]] == ["in_progress", "in_progress"]
+        assert (job["cost"], job["usage"]) == (None, None)
+
+    @still
+    def test_cost_so_far(self, browse: Browse, task: dict[str, Any], emulator: Emulator) -> None:
+        emulator.advance(500)
+        job = show(browse, task)
+        assert job["by_status"] == {"answered": 3}
+        usages = [batch["usage"] for batch in emulator.batches()]
+        assert job["usage"]["output_tokens"] == sum(usage["output_tokens"] for usage in usages)
+        assert job["cost"] == pytest.approx(sum(usage["total_tokens"] for usage in usages) / 1000)
+
+    @still
+    @pytest.mark.parametrize("user", ["viewer", "user"])
+    def test_who_may_not_read_the_connection_sees_what_airflow_knows(
+        self, user: str, browse: Browse, task: dict[str, Any], emulator: Emulator
+    ) -> None:
+        emulator.advance(500)
+        before = len(emulator.calls)
+        job = show(browse, task, user)
+        assert (job["requests"], job["by_status"], job["cost"]) == (3, {"pending": 3}, None)
+        assert len(emulator.calls) == before
+
+    @still
+    def test_while_the_service_is_down(self, browse: Browse, task: dict[str, Any], emulator: Emulator) -> None:
+        emulator.add_fault({"on": {"path": "**"}, "do": {"status": 500}, "times": None})
+        assert show(browse, task)["by_status"] == {"pending": 3}
+
+    @still
+    def test_before_airflow_3_3(self, browse: Browse, task: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        from airflow_provider_openai_batches.plugin import database
+
+        with_store = show(browse, task)
+        monkeypatch.setattr(database, "stored_state", lambda place, key: None)
+        assert show(browse, task) == with_store
+        assert with_store["output_path"].endswith("out")
+
+    @still
+    def test_neither_ledger_nor_manifest(
+        self, browse: Browse, task: dict[str, Any], emulator: Emulator, tmp_path: Path
+    ) -> None:
+        shutil.rmtree(tmp_path / "out")
+        job = show(browse, task)
+        assert job["found"] is True
+        assert len(job["shards"]) == 2
+        assert {shard["rounds"][0]["batch_id"] for shard in job["shards"]} == {
+            each["id"] for each in emulator.batches()
+        }
+        assert job["note"]
+
+
+class TestOther:
+    def test_a_batch_without_a_job(self, browse: Browse, run_job: Callable[..., Any], client: Any) -> None:
+        import io
+
+        file = client.upload_file(lambda: io.BytesIO(request_lines(3)), filename="rows.jsonl")
+        task = run_job(
+            OpenAIBatchSubmitOperator, input_file_id=file.id, endpoint="/v1/chat/completions", wait_for_completion=True
+        )
+        job = show(browse, task)
+        assert (job["found"], job["output_path"], job["note"]) == (True, None, None)
+        (shard,) = job["shards"]
+        assert (shard["requests"], shard["model"]) == (3, "gpt-4o-mini")
+        assert job["by_status"] == {"answered": 3}
+
+    def test_another_operator(self, browse: Browse, dags: None) -> None:
+        job = show(browse, {"dag_id": "made_by_us", "run_id": "nothing", "task_id": "label"})
+        assert (job["found"], job["shards"], job["requests"]) == (False, [], 0)
+
+    @pytest.mark.parametrize("returned", [{"job_id": 1}, {"output_path": "/x"}, ["x"], "text", None, 7])
+    def test_whatever_a_task_returned(self, returned: Any) -> None:
+        from airflow_provider_openai_batches.plugin.job import _manifest
+
+        assert _manifest(returned) is None
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            {"dag_id": ""},
+            {"dag_id": "a\x00b"},
+            {"run_id": "x" * 251},
+            {"task_id": "\n"},
+            {"map_index": -2},
+            {"map_index": 2**31},
+            {"map_index": "x"},
+        ],
+    )
+    def test_a_request_that_makes_no_sense(self, query: dict[str, Any], browse: Browse) -> None:
+        names = {"dag_id": "made_by_us", "run_id": "run", "task_id": "label"}
+        answer = browse("admin").get("/api/job", **{**names, **query})
+        assert (answer.status_code, answer.json()["detail"]["code"]) == (400, "bad_request")
