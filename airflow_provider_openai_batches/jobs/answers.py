@@ -5,6 +5,10 @@ Sources: https://platform.openai.com/docs/api-reference/chat/object, .../respons
 
 from __future__ import annotations
 
+import base64
+import math
+import re
+from array import array
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import Annotated, Any
@@ -34,6 +38,9 @@ class Ending(Enum):
     EMPTY = auto()
     """Nothing in it that could be an answer."""
 
+    UNUSABLE = auto()
+    """An answer that cannot be worked with, such as a vector that holds NaN. The message says why."""
+
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """One answer with HTTP status 2xx.
@@ -46,7 +53,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     :param model: the model that answered, usually a snapshot's name
     :param usage: tokens
     :param code: error code of an answer that is not complete, where the service gives one
-    :param message: the refusal, or the service's explanation
+    :param message: the refusal, the service's explanation, or what makes the answer unusable
     """
 
     ending: Ending
@@ -251,15 +258,17 @@ def _response(body: _ResponseBody) -> Answer:
         ending = Ending.EMPTY
     else:
         ending = Ending.COMPLETE
+    # A text is always readable.
+    problem = None if texts or ending is not Ending.COMPLETE else next(filter(None, map(_unreadable, actions)), None)
     return Answer(
-        ending=ending,
+        ending=Ending.UNUSABLE if problem else ending,
         output=_joined(texts) if texts else actions,
         is_text=bool(texts),
         finish_reason=reason or status,
         model=text(body.model),
         usage=_usage(body.usage),
         code=text(failure.code) or reason or status,
-        message=refusal or text(failure.message),
+        message=problem or refusal or text(failure.message),
     )
 
 
@@ -267,7 +276,7 @@ def _response(body: _ResponseBody) -> Answer:
 
 
 class _Embedding(msgspec.Struct):
-    # As it was written: no digit changes, and 1,536 floats are never built.
+    # As it was written: no digit changes, and 1,536 floats are hardly ever built.
     embedding: msgspec.Raw
     index: int = 0
 
@@ -281,15 +290,57 @@ _embeddings_decoder = msgspec.json.Decoder(_EmbeddingsBody)
 
 def _embeddings(body: _EmbeddingsBody, input_is_list: Callable[[], bool]) -> Answer:
     vectors = [item.embedding for item in sorted(body.data, key=lambda item: item.index)]
-    # With `encoding_format: base64` a vector is a text.
-    complete = bool(vectors) and all(_kind(vector) in (b"[", b'"') for vector in vectors)
-    single = complete and len(vectors) == 1 and not input_is_list()
+    problem = None
+    if not vectors or any(bytes(vector) == b"null" for vector in vectors):
+        ending = Ending.EMPTY
+    elif problem := next(filter(None, map(_vector_fault, range(len(vectors)), vectors)), None):
+        ending = Ending.UNUSABLE
+    else:
+        ending = Ending.COMPLETE
+    single = ending is Ending.COMPLETE and len(vectors) == 1 and not input_is_list()
     return Answer(
-        ending=Ending.COMPLETE if complete else Ending.EMPTY,
+        ending=ending,
         output=vectors[0] if single else vectors,
         model=text(body.model),
         usage=_usage(body.usage),
+        message=problem,
     )
+
+
+_LARGEST = 3.4028234663852886e38
+_Number = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]
+_vector_decoder = msgspec.json.Decoder(Annotated[list[_Number], msgspec.Meta(min_length=1)])
+
+_NO_SIGNS = b"0123456789. \t\r\n"
+_SIGNS_OF_NUMBERS = re.compile(rb"\[[-,]+(?:e-[-,]*)*\]")
+_ZEROS = bytes(ord("0") if chr(byte).isdecimal() else byte for byte in range(256))
+
+
+def _vector_fault(position: int, raw: msgspec.Raw) -> str | None:
+    """Say what is wrong with a vector; None if it is a list of finite 32-bit floats, or the base64 of one.
+
+    Servers that compute in 16 bits send NaN, which is read as null.
+    """
+    vector = bytes(raw)
+    if _is_plain_vector(vector):
+        return None
+    try:
+        if vector[:1] != b'"':
+            _vector_decoder.decode(vector)
+            return None
+        # With `encoding_format: base64` a vector is a text.
+        numbers = array("f", base64.b64decode(msgspec.json.decode(vector, type=str), validate=True))
+    except UNREADABLE as error:
+        return f"Vector {position} of the answer is not a list of finite 32-bit floats: {error}."
+    if not numbers or not math.isfinite(sum(numbers)):
+        return f"Vector {position} of the answer is base64 of {'NaN or infinity' if numbers else 'nothing'}."
+    return None
+
+
+def _is_plain_vector(vector: bytes) -> bool:
+    """Whether valid JSON is surely a list of numbers of less than 39 digits. Most vectors are; no float is built."""
+    signs = vector.translate(None, _NO_SIGNS)
+    return _SIGNS_OF_NUMBERS.fullmatch(signs) is not None and b"0" * 38 not in vector.translate(_ZEROS)
 
 
 _body_decoder = msgspec.json.Decoder(_Body)
@@ -297,12 +348,23 @@ _body_decoder = msgspec.json.Decoder(_Body)
 
 def _anything(raw: msgspec.Raw) -> Answer:
     body = _body_decoder.decode(raw) if _kind(raw) == b"{" else _Body()
-    return Answer(
-        ending=Ending.EMPTY if bytes(raw) in (b"", b"null") else Ending.COMPLETE,
-        output=raw,
-        model=text(body.model),
-        usage=_usage(body.usage),
-    )
+    problem = None
+    if bytes(raw) in (b"", b"null"):
+        ending = Ending.EMPTY
+    elif problem := _unreadable(raw):
+        ending = Ending.UNUSABLE
+    else:
+        ending = Ending.COMPLETE
+    return Answer(ending=ending, output=raw, model=text(body.model), usage=_usage(body.usage), message=problem)
+
+
+def _unreadable(raw: msgspec.Raw) -> str | None:
+    """Say why JSON cannot be read back as values, such as 1e400; None if it can."""
+    try:
+        msgspec.json.decode(raw)
+    except UNREADABLE as error:
+        return f"The answer cannot be read: {error}."
+    return None
 
 
 def _kind(raw: msgspec.Raw) -> bytes:

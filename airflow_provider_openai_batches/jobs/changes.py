@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from airflow_provider_openai_batches.jobs.json_text import encode
 from airflow_provider_openai_batches.jobs.lines import UNREADABLE
 
 OUTPUT_CAPS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
@@ -45,8 +46,18 @@ class _InputLine(msgspec.Struct):
     body: Body
 
 
+class _RawLine(msgspec.Struct):
+    body: msgspec.Raw
+
+
 _line_decoder = msgspec.json.Decoder(_Line)
 _input_decoder = msgspec.json.Decoder(_InputLine)
+_raw_decoder = msgspec.json.Decoder(_RawLine)
+
+
+def body_of(request: bytes) -> bytes:
+    """Return the body of a request line as it was written."""
+    return bytes(_raw_decoder.decode(request).body)
 
 
 def larger_cap(request: bytes) -> LargerCap | None:
@@ -84,7 +95,7 @@ def changed(request: bytes, change: Change) -> bytes:
         given = body["input"]
         conversation = given if isinstance(given, list) else [{"role": "user", "content": given}]
         body["input"] = [*conversation, *_exchange(change)]
-    return msgspec.json.encode(line)
+    return encode(line)
 
 
 def _exchange(change: Feedback) -> list[dict[str, str]]:

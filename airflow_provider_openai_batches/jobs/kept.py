@@ -11,7 +11,6 @@ import hashlib
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, BinaryIO
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from airflow_provider_openai_batches.jobs.directory import JobDirectory
 
 KEY_BYTES = 16
-_ROWS_PER_INSERT = 5_000
 
 
 def keys_file(plan: str) -> str:
@@ -83,9 +81,8 @@ def earlier_answers(directory: JobDirectory, plan: str, results: list[str]) -> I
         index.execute("PRAGMA synchronous = OFF")
         index.execute("CREATE TABLE answers (key BLOB PRIMARY KEY, row BLOB) WITHOUT ROWID")
         keys = stack.enter_context(stack.enter_context(directory.local(keys_file(plan))).open("rb"))
-        answers = _succeeded(keys, results)
-        while chunk := list(islice(answers, _ROWS_PER_INSERT)):
-            index.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", chunk)
+        # Row by row: answers and contexts can be large.
+        index.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", _succeeded(keys, results))
         yield EarlierAnswers(index)
 
 

@@ -149,12 +149,12 @@ def _write_parquet(path: Path, rows: Iterable[ResultRow], column: OutputColumn) 
 
 
 def _groups(rows: Iterable[ResultRow]) -> Iterator[list[ResultRow]]:
-    """Cut rows into row groups of bounded count and size."""
+    """Cut rows into row groups of bounded count and size: a group is in memory as a whole, here and when it is read."""
     group: list[ResultRow] = []
     size = 0
     for row in rows:
         group.append(row)
-        size += memoryview(row.output).nbytes if isinstance(row.output, msgspec.Raw) else len(_json(row.output))
+        size += len(_json(row))
         if len(group) >= _GROUP_ROWS or size >= _GROUP_BYTES:
             yield group
             group, size = [], 0
@@ -266,12 +266,14 @@ def _parquet_rows(file: BinaryIO) -> Iterator[dict[str, Any]]:
 
     content = parquet.ParquetFile(file)
     encoded = [field.name for field in content.schema_arrow if (field.metadata or {}).items() >= _JSON_TEXT.items()]
-    for batch in content.iter_batches(batch_size=1_000):
-        for row in batch.to_pylist():
-            several = row.pop(_SEVERAL, None)
-            if several is not None:
-                row["output"] = several
-            yield row | {name: msgspec.json.decode(row[name]) for name in encoded if row[name] is not None}
+    for group in range(content.num_row_groups):
+        # A batch of rows is never from several groups: those are cut by size, which batches cannot be.
+        for batch in content.iter_batches(batch_size=1_000, row_groups=[group]):
+            for row in batch.to_pylist():
+                several = row.pop(_SEVERAL, None)
+                if several is not None:
+                    row["output"] = several
+                yield row | {name: msgspec.json.decode(row[name]) for name in encoded if row[name] is not None}
 
 
 def _arrow_table(rows: list[dict[str, Any]]) -> pyarrow.Table:
@@ -285,7 +287,7 @@ def _arrow_table(rows: list[dict[str, Any]]) -> pyarrow.Table:
             continue
         try:
             columns[field.name] = pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
             # A column has one type. Rows that differ too much for that can still be read as text.
             texts = [None if value is None else _json(value).decode() for value in values]
             columns[field.name] = pa.array(texts, type=pa.string())

@@ -15,10 +15,9 @@ import msgspec
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError
 from airflow_provider_openai_batches.api.models import Usage
-from airflow_provider_openai_batches.jobs.changes import OUTPUT_CAPS
 from airflow_provider_openai_batches.jobs.kept import EarlierAnswers, earlier_answers, kept_file, keys_file, row_key
 from airflow_provider_openai_batches.jobs.ledger import Round, Shard
-from airflow_provider_openai_batches.jobs.pricing import Price, cost
+from airflow_provider_openai_batches.jobs.pricing import Price, cost, most_output_tokens
 from airflow_provider_openai_batches.jobs.requests import Request, RequestTemplate
 from airflow_provider_openai_batches.jobs.results import Rules
 from airflow_provider_openai_batches.jobs.shards import ShardFiles, ShardLimits, write_shards
@@ -64,8 +63,11 @@ class JobSettings:
 class _Sorter:
     """Passes on the requests that have to be sent, and writes down what each row is and what is answered already."""
 
-    def __init__(self, earlier: EarlierAnswers, keys: BinaryIO, kept: BinaryIO) -> None:
+    def __init__(self, earlier: EarlierAnswers, keys: BinaryIO, kept: BinaryIO, *, priced: bool) -> None:
         self.rows = self.kept = 0
+        self.usage: dict[str, Usage] = {}
+        """What the requests to send will use at most, by model, as far as that can be told; if anybody asks."""
+        self._priced = priced
         self._earlier, self._keys_file, self._kept_file = earlier, keys, kept
 
     def to_send(self, requests: Iterator[Request]) -> Iterator[Request]:
@@ -74,6 +76,9 @@ class _Sorter:
             self._keys_file.write(row_key(request))
             answer = self._earlier.find(request)
             if answer is None:
+                if self._priced:
+                    usage = Usage(input_tokens=request.tokens, output_tokens=most_output_tokens(request.line))
+                    self.usage[request.model] = self.usage.get(request.model, Usage()) + usage
                 yield request
             else:
                 self.kept += 1
@@ -98,14 +103,15 @@ def make_plan(job: Job) -> None:
         earlier = stack.enter_context(earlier_answers(job.directory, ledger.earlier_plan, ledger.earlier_results))
         keys = stack.enter_context((staging / "keys").open("wb"))
         kept = stack.enter_context((staging / "kept").open("wb"))
-        sorter = _Sorter(earlier, keys, kept)
+        sorter = _Sorter(earlier, keys, kept, priced=bool(job.settings.prices))
         written = write_shards(sorter.to_send(job.read_requests()), job.settings.limits, staging)
         shards = [_publish(job, files, replaced) for files in written]
         keys.close()
         kept.close()
         if not sorter.rows:
             raise InvalidInputError("requests", "there is no row. If that can happen, skip the task upstream.")
-        ledger.estimated_cost = _estimate(shards, job.settings)
+        # What is answered already costs nothing, whatever the prices.
+        ledger.estimated_cost = cost(sorter.usage, job.settings.prices) if job.settings.prices or not shards else None
         _check_cost(ledger.estimated_cost, job.settings)
         job.directory.publish(staging / "keys", keys_file(plan))
         job.directory.publish(staging / "kept", kept_file(plan))
@@ -198,22 +204,6 @@ def _copy_part(contexts: BinaryIO, requests: BinaryIO, count: int, shard: Shard,
         inputs=count,
         tokens=-(-shard.round.tokens * size // max(shard.round.bytes, 1)),
     )
-
-
-def _estimate(shards: list[Shard], settings: JobSettings) -> float | None:
-    """Price the prompts, and the answers as far as a cap on them is given for all requests."""
-    if not settings.prices:
-        return None
-    caps = (settings.template.body.get(name) for name in OUTPUT_CAPS)
-    cap = next((cap for cap in caps if isinstance(cap, int)), 0)
-    usage: dict[str, Usage] = {}
-    for shard in shards:
-        before = usage.get(shard.model, Usage())
-        usage[shard.model] = Usage(
-            input_tokens=before.input_tokens + shard.round.tokens,
-            output_tokens=before.output_tokens + cap * shard.requests,
-        )
-    return cost(usage, settings.prices)
 
 
 def _check_cost(estimated: float | None, settings: JobSettings) -> None:

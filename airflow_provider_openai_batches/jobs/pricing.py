@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import msgspec
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError
 from airflow_provider_openai_batches.api.models import Usage
+from airflow_provider_openai_batches.jobs.changes import OUTPUT_CAPS
 
 _TOKENS_PER_PRICE = 1_000_000
 _SNAPSHOT = re.compile(r"-(?:20\d\d-[01]\d-[0-3]\d|(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01]))$")
@@ -69,6 +71,30 @@ def cost(usage: Mapping[str, Usage], prices: Mapping[str, Price]) -> float | Non
         total += (tokens.input_tokens - cached) * price.input + cached * cached_price
         total += tokens.output_tokens * (price.output or 0.0)
     return total / _TOKENS_PER_PRICE
+
+
+class _CappedLine(msgspec.Struct):
+    class Body(msgspec.Struct):
+        max_completion_tokens: Any = None
+        max_tokens: Any = None
+        max_output_tokens: Any = None
+        n: Any = None
+
+    body: Body
+
+
+_capped_decoder = msgspec.json.Decoder(_CappedLine)
+
+
+def most_output_tokens(request: bytes) -> int:
+    """Return how many tokens a request's answer may have, its ``n`` choices together; 0 if no cap says so.
+
+    :param request: the complete API line
+    """
+    body = _capped_decoder.decode(request).body
+    caps = (getattr(body, name) for name in OUTPUT_CAPS)
+    cap = next((cap for cap in caps if type(cap) is int and cap > 0), 0)
+    return cap * (body.n if type(body.n) is int and body.n > 0 else 1)
 
 
 def _names(model: str) -> Iterator[str]:

@@ -103,13 +103,20 @@ class OutputSchema:
 
         :param text: what the model wrote
         :return: for a Pydantic model the validated object as JSON (defaults filled in, values converted), so that the
-            model reads it again; for a JSON schema the answer as it is. An exception in a model's own validator other
-            than ValueError and AssertionError is a bug of that validator and passes through
+            model reads it again; for a JSON schema the answer as it is. Never raises: whatever a model's validators
+            and serializers raise is an error of this answer
         """
         try:
             value = msgspec.json.decode(text)
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
             return Parsed(error=f"The answer is not valid JSON: {error}.")
+        try:
+            return self._checked(text, value)
+        except Exception as error:  # noqa: BLE001 - a model's validators are anybody's code
+            said = f"The answer could not be checked: {type(error).__name__}: {error}"
+            return Parsed(error=_sendable(said[:_FAULT_CHARS]))
+
+    def _checked(self, text: str, value: Any) -> Parsed:
         if self._model is None:
             faults = sorted(self._validator.iter_errors(value), key=lambda fault: fault.json_path)
             if faults:
@@ -121,7 +128,10 @@ class OutputSchema:
             instance = self._model.model_validate_json(text)
         except ValidationError as error:
             return Parsed(error=_explanation(_model_faults(error)))
-        return Parsed(instance.model_dump(mode="json", by_alias=True, round_trip=True))
+        dumped = instance.model_dump(mode="json", by_alias=True, round_trip=True)
+        # It is written later, when nobody could say any more which row it was.
+        encode(check_json(dumped, "$"))
+        return Parsed(dumped)
 
     @cached_property
     def _validator(self) -> Validator:
@@ -158,4 +168,9 @@ def _explanation(faults: Iterable[tuple[str, str]]) -> str:
     lines = [f"{path}: {message}"[:_FAULT_CHARS] for path, message in faults]
     if len(lines) > _FAULTS_SHOWN:
         lines[_FAULTS_SHOWN:] = [f"... and {len(lines) - _FAULTS_SHOWN} more"]
-    return "The answer does not fit the schema:\n" + "\n".join(lines)
+    return _sendable("The answer does not fit the schema:\n" + "\n".join(lines))
+
+
+def _sendable(text: str) -> str:
+    """Replace halves of characters, which could be neither written nor sent."""
+    return text.encode("utf-8", "replace").decode()
