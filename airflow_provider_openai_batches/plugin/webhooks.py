@@ -93,6 +93,11 @@ def _refusal(error: WebhookError) -> PageError:
 _secrets: Shared[str] = Shared(_SECRET_FRESH_S)
 
 
+def forget_all() -> None:
+    """Read every connection's secret anew from now on."""
+    _secrets.forget()
+
+
 def _secret_of(conn_id: str) -> str:
     """Return a connection's webhook secret; one that nobody knows if it has none, or is not there."""
     try:

@@ -99,10 +99,11 @@ def browse(
     connection: Callable[..., None],
 ) -> Callable[[str | None], Browser]:
     """Log in as a user, or as nobody."""
-    from airflow_provider_openai_batches.plugin import account
+    from airflow_provider_openai_batches.plugin import account, webhooks
 
     _be_a_server(monkeypatch, airflow_home)
     account.forget_all()  # Each test has another emulator behind the same connection.
+    webhooks.forget_all()
     return lambda name: Browser(airflow_app, None if name is None else tokens[name])
 
 
