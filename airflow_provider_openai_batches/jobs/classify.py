@@ -10,6 +10,7 @@ an answer cut off by the request's token cap                     `invalid_output
 an answer cut off, and the request has no cap to enlarge         `invalid_output`  `truncated`            no
 an answer that does not follow the output type                   `invalid_output`  `invalid_output`       with feedback
 an answer with nothing in it                                     `invalid_output`  `no_output`            same request
+a vector with NaN; numbers that no reader takes, such as 1e400   `invalid_output`  `unusable_output`      same request
 a refusal by the model                                           `failed`          `refusal`              no
 an answer stopped by the content filter                          `failed`          `content_filter`       no
 a response that the service failed itself                        `failed`          the service's          same, see [1]_
@@ -19,12 +20,14 @@ any other status                                                 `failed`       
 `batch_cancelled`; no line in a cancelled batch                  `cancelled`       `batch_cancelled`      same, free
 `request_timeout`, or another error without an HTTP status       `failed`          the service's          same request
 no line in a completed batch                                     `missing`         `missing`              same, free
-no line, for the service refused the batch                       `failed`          `batch_failed`         same, free
 no batch was created yet                                         `missing`         `not_submitted`        same, free
+no batch could be created, for the service refused it            `failed`          the service's          see [3]_
 ===============================================================  ================  =====================  ==============
 
 .. [1] For `server_error`, `rate_limit_exceeded` and a response that was still going on; any other reason is final.
 .. [2] Not if a person has to act first (`insufficient_quota`, spend limits): another batch would end the same way.
+
+.. [3] In the next attempt of the task, which tries the whole shard again.
 
 "Free" does not use up one of the row's attempts: it did not run. Sources: reference of the Batch API's error object and
 https://platform.openai.com/docs/guides/error-codes.
@@ -170,8 +173,6 @@ def _unanswered(batch_status: str) -> Retry:
             status, code, message = RowStatus.EXPIRED, "batch_expired", "The batch expired before the request ran."
         case BatchStatus.CANCELLED:
             status, code, message = RowStatus.CANCELLED, "batch_cancelled", "The batch was cancelled before it ran."
-        case BatchStatus.FAILED:
-            status, code, message = RowStatus.FAILED, "batch_failed", "The service refused the batch."
         case _:
             message = f"The batch is {batch_status}, but neither of its files has a line for the request."
             code = "missing"
@@ -218,6 +219,9 @@ def _answered(
         case Ending.EMPTY:
             empty = error("no_output", "The answer holds nothing that could be an output.")
             return Retry(status=RowStatus.INVALID_OUTPUT, error=empty, **facts)
+        case Ending.UNUSABLE:
+            unusable = error("unusable_output", answer.message)
+            return Retry(status=RowStatus.INVALID_OUTPUT, error=unusable, **facts)
 
 
 def _complete(

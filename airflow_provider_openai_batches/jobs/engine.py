@@ -16,14 +16,22 @@ from enum import Enum, auto
 from typing import Any
 
 from airflow_provider_openai_batches.api.client import BatchClient
-from airflow_provider_openai_batches.api.errors import NotFoundError, OpenAIBatchesError
+from airflow_provider_openai_batches.api.errors import (
+    BadRequestError,
+    BatchFailedError,
+    NotFoundError,
+    OpenAIBatchesError,
+    TooLargeError,
+    WrongPathError,
+)
 from airflow_provider_openai_batches.api.models import Batch, BatchStatus
 from airflow_provider_openai_batches.jobs.directory import JobDirectory
 from airflow_provider_openai_batches.jobs.finish import estimate, finish
-from airflow_provider_openai_batches.jobs.landing import land, lost, review
+from airflow_provider_openai_batches.jobs.landing import AnswersGoneError, land, lost, review
 from airflow_provider_openai_batches.jobs.ledger import (
     Ledger,
     LedgerError,
+    Refusal,
     Shard,
     begin_generation,
     owns,
@@ -31,7 +39,7 @@ from airflow_provider_openai_batches.jobs.ledger import (
 )
 from airflow_provider_openai_batches.jobs.plan import JobSettings, make_plan
 from airflow_provider_openai_batches.jobs.purchase import buy, cancel_twins
-from airflow_provider_openai_batches.jobs.queue import admitted, has_slot, release
+from airflow_provider_openai_batches.jobs.queue import RequestTooLargeError, admitted, has_slot, release
 from airflow_provider_openai_batches.jobs.requests import Request
 from airflow_provider_openai_batches.sighting import look
 
@@ -40,8 +48,24 @@ log = logging.getLogger(__name__)
 TROUBLE_WAIT_S = (30.0, 1800.0)
 """First and longest pause of a shard after a call that failed in spite of the client's own retries."""
 
+_OF_ONE_SHARD = (
+    BatchFailedError,
+    BadRequestError,
+    NotFoundError,
+    TooLargeError,
+    AnswersGoneError,
+    RequestTooLargeError,
+)
+"""Errors that say nothing about other shards, unlike a wrong key or an exhausted quota."""
+
+_REFUSALS_SHOWN = 20
+
 MOST_TROUBLES = 20
 """Such pauses in a row before the task fails: most of a working day. Its next attempt goes on all the same."""
+
+
+class ShardRefusedError(OpenAIBatchesError):
+    """The service refused a part of a job for good. All other rows have their results."""
 
 
 @dataclass
@@ -68,9 +92,10 @@ class Job:
     clock: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
     patience: float = 1.0
-    # What one step has seen: batches that are over, and the tokens queued per model by all DAGs.
+    # What one step has seen: batches that are over, tokens queued per model by all DAGs, and models without room.
     seen: dict[str, Batch] = field(default_factory=dict)
     queued: dict[str, int] | None = None
+    full: set[str] = field(default_factory=set)
 
     def now(self) -> float:
         """Unix time."""
@@ -132,7 +157,7 @@ def next_step(shard: Shard, now: float, *, buying: bool) -> Step:
     :param buying: whether anything may be bought, or only landed what was
     """
     current = shard.round
-    if shard.finished:
+    if shard.finished or shard.refusal is not None:
         return Step.NOTHING
     if current.landed:
         return Step.REVIEW
@@ -151,10 +176,11 @@ def next_step(shard: Shard, now: float, *, buying: bool) -> Step:
 def advance(job: Job) -> Waiting | Finished | Stopped:
     """Do all that can be done now.
 
-    When a shard fails for good, the others land what they have, nothing more is bought, and then its error is raised.
+    A shard that the service refuses for good stops alone. When the others are done, the results are written, and then
+    its error is raised.
 
     :raises InvalidInputError: the source has a row that cannot be sent; nothing was bought
-    :raises BatchFailedError: the service refused a shard for good
+    :raises ShardRefusedError: the service refused a shard for good
     :raises OpenAIBatchesError: the service has trouble beyond the client's patience; calling again goes on
     """
     ledger = job.ledger
@@ -166,6 +192,7 @@ def advance(job: Job) -> Waiting | Finished | Stopped:
         return Finished(estimate(job))
     job.seen.clear()
     job.queued = None
+    job.full.clear()
     _stop_if_late(job)
     errors = _look_at_batches(job)
     if ledger.stopping:
@@ -179,6 +206,8 @@ def advance(job: Job) -> Waiting | Finished | Stopped:
     steps = {next_step(shard, job.now(), buying=not ledger.stopping) for shard in ledger.shards}
     if steps <= {Step.NOTHING}:
         return _end(job)
+    if job.full:
+        job.save()
     return Waiting([current.batch_id or "" for current in ledger.active_rounds], _next_look(job))
 
 
@@ -209,6 +238,8 @@ def _end(job: Job) -> Waiting | Finished | Stopped:
         ledger.deadline = deadline
         job.save()
         return advance(job)
+    if not ledger.stopping and any(shard.refusal for shard in ledger.shards):
+        raise _refused(job, manifest)
     if not all(shard.finished for shard in ledger.shards):
         return Stopped(manifest)
     if job.settings.delete_remote_files:
@@ -217,6 +248,22 @@ def _end(job: Job) -> Waiting | Finished | Stopped:
     job.save()
     job.directory.clean()
     return Finished(manifest)
+
+
+def _refused(job: Job, manifest: dict[str, Any]) -> ShardRefusedError:
+    refused = [shard for shard in job.ledger.shards if shard.refusal is not None]
+    reasons = "\n".join(
+        f"Shard {shard.index} ({shard.requests:,} rows from index {shard.first_index:,}): {shard.refusal.message}"
+        for shard in refused[:_REFUSALS_SHOWN]
+        if shard.refusal is not None
+    )
+    more = f"\n... and {len(refused) - _REFUSALS_SHOWN:,} more" if len(refused) > _REFUSALS_SHOWN else ""
+    return ShardRefusedError(
+        f"{len(refused):,} of {len(job.ledger.shards):,} shards cannot go on; nothing else is left to do. "
+        f"{manifest['succeeded']:,} of {manifest['requests']:,} rows are answered, in {job.directory.path('results')}. "
+        "The next attempt of the task tries these shards again; if their rows have to change, clear the task with "
+        f"replan='always', which keeps every answer.\n{reasons}{more}"
+    )
 
 
 def _first(errors: list[OpenAIBatchesError]) -> OpenAIBatchesError:
@@ -247,9 +294,9 @@ def _next_look(job: Job) -> float | None:
 
 
 def _advance_shard(job: Job, shard: Shard, *, buying: bool) -> OpenAIBatchesError | None:
-    """Take a shard as far as it goes. Trouble that passes makes this shard wait, and no other.
+    """Take a shard as far as it goes. Trouble of its own makes this shard wait or stop, and no other.
 
-    :return: trouble that does not pass
+    :return: trouble that does not pass, and is not this shard's alone
     """
     try:
         _take_steps(job, shard, buying=buying)
@@ -257,6 +304,9 @@ def _advance_shard(job: Job, shard: Shard, *, buying: bool) -> OpenAIBatchesErro
         raise
     except OpenAIBatchesError as error:
         current = shard.round
+        if isinstance(error, _OF_ONE_SHARD) and not isinstance(error, WrongPathError) and not error.transient:
+            _refuse(job, shard, error)
+            return None
         if not error.transient or current.troubles >= MOST_TROUBLES:
             return error
         first, longest = TROUBLE_WAIT_S
@@ -266,6 +316,12 @@ def _advance_shard(job: Job, shard: Shard, *, buying: bool) -> OpenAIBatchesErro
         job.save()
         log.warning("Shard %d goes on in %.0f seconds: %s", shard.index, wait, error)
     return None
+
+
+def _refuse(job: Job, shard: Shard, error: OpenAIBatchesError) -> None:
+    shard.refusal = Refusal(error.code or "refused", str(error))
+    job.save()
+    log.error("Shard %d cannot go on: %s", shard.index, error)
 
 
 def _take_steps(job: Job, shard: Shard, *, buying: bool) -> None:
@@ -299,7 +355,7 @@ def _look_at_batches(job: Job) -> list[OpenAIBatchesError]:
 
     :return: errors of batches that are lost, or of a service that refuses to tell
     """
-    active = {shard.round.batch_id or "": shard for shard in job.ledger.shards if shard.round.is_active}
+    active = {shard.round.batch_id or "": shard for shard in job.ledger.active_shards}
     errors: list[OpenAIBatchesError] = []
     if not active:
         return errors
@@ -320,10 +376,11 @@ def _look_at_batches(job: Job) -> list[OpenAIBatchesError]:
         shard = active[batch_id]
         try:
             lost(job, shard, error)
-        except OpenAIBatchesError as gone:
-            if not gone.transient:
-                errors.append(gone)
-            shard.round.troubles += 1
+        except AnswersGoneError as gone:
+            if gone.transient:
+                shard.round.troubles += 1
+            else:
+                _refuse(job, shard, gone)
     if sighting.outage is not None:
         log.warning("Could not look at the batches: %s", sighting.outage)
         if not sighting.outage.transient:

@@ -13,7 +13,7 @@ import msgspec
 
 from airflow_provider_openai_batches.api.errors import OpenAIBatchesError
 from airflow_provider_openai_batches.api.models import Usage
-from airflow_provider_openai_batches.jobs.classify import RowStatus
+from airflow_provider_openai_batches.jobs.classify import Retry, RowFailure, RowStatus
 from airflow_provider_openai_batches.jobs.kept import kept_file, kept_rows
 from airflow_provider_openai_batches.jobs.ledger import Shard
 from airflow_provider_openai_batches.jobs.parts import output_column, write_parts
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from airflow_provider_openai_batches.jobs.engine import Job
 
 log = logging.getLogger(__name__)
+
+_CODES_KEPT = 50
+_LONGEST_CODE = 100
+
+_LONGEST_REASON = 1000
+"""Characters of a refusal that each row of the shard repeats."""
 
 
 @contextmanager
@@ -46,7 +52,12 @@ def open_shard(job: Job, shard: Shard) -> Iterator[ShardReview]:
             for landed in shard.rounds
             if landed.landed
         ]
-        yield ShardReview(local("context"), rounds, job.settings.rules)
+        if shard.refusal is None:
+            yield ShardReview(local("context"), rounds, job.settings.rules)
+        else:
+            reason = RowFailure(shard.refusal.code, shard.refusal.message[:_LONGEST_REASON])
+            unsent = Retry(status=RowStatus.FAILED, error=reason)
+            yield ShardReview(local("context"), rounds, job.settings.rules, unsent=unsent)
 
 
 class _Totals:
@@ -106,8 +117,8 @@ def _model_rows(job: Job, shards: list[Shard], totals: _Totals) -> Iterator[Resu
     """Iterate over the rows of one model, which its shards hold one after the other."""
     for shard in sorted(shards, key=lambda shard: shard.first_index):
         with open_shard(job, shard) as review:
-            totals.add(shard.model, review.report)
             yield from review.rows()
+            totals.add(shard.model, review.report)
         # Else it stays in memory beside the next one.
         del review
 
@@ -119,6 +130,17 @@ def _drop_stale_parts(job: Job, count: int) -> None:
         while job.directory.exists(f"results/part-{number:05d}.{form}"):
             job.directory.delete(f"results/part-{number:05d}.{form}")
             number += 1
+
+
+def _shortened(by_error: Counter[str]) -> dict[str, int]:
+    """Keep the most frequent codes: services may write anything into theirs, and the manifest is an XCom."""
+    codes: Counter[str] = Counter()
+    for code, count in by_error.items():
+        codes[code[:_LONGEST_CODE]] += count
+    most = dict(codes.most_common(_CODES_KEPT))
+    if len(codes) > _CODES_KEPT:
+        most["other"] = most.get("other", 0) + codes.total() - sum(most.values())
+    return most
 
 
 def _manifest(job: Job, totals: _Totals, results: list[str]) -> dict[str, Any]:
@@ -135,7 +157,7 @@ def _manifest(job: Job, totals: _Totals, results: list[str]) -> dict[str, Any]:
         "failed": ledger.rows - succeeded,
         "kept": ledger.kept_rows,
         "by_status": dict(totals.by_status),
-        "by_error": dict(totals.by_error),
+        "by_error": _shortened(totals.by_error),
         "batch_ids": [landed.batch_id for shard in ledger.shards for landed in shard.rounds if landed.batch_id],
         "twins": list(ledger.twins),
         "rounds": max((len(shard.rounds) for shard in ledger.shards), default=0),

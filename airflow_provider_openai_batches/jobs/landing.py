@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,10 @@ FILE_MISSING_TRIES = 4
 """Creates that do not find their input file before it is uploaded anew; a new one gets as many."""
 
 
+class AnswersGoneError(OpenAIBatchesError):
+    """The service does not know a batch or a file that the ledger says is paid for."""
+
+
 def land(job: Job, shard: Shard) -> None:
     """Deal with the end of a batch: fetch its files, or find out why there are none."""
     current = shard.round
@@ -48,7 +53,7 @@ def land(job: Job, shard: Shard) -> None:
     if batch.status == BatchStatus.FAILED:
         _refused(job, shard, batch)
         return
-    if batch.files_pending and not job.ledger.replanning:
+    if batch.files_pending and not _given_up(job, current, MISCOUNTED_TRIES):
         raise DownloadIncompleteError(
             f"Batch {batch.id} is completed, but does not name all its files yet. Should it never do so, clear the "
             "task with replan='always': then its rows are bought again."
@@ -59,7 +64,7 @@ def land(job: Job, shard: Shard) -> None:
             if file_id and _fetch(job, current, file_id, staging / kind):
                 fetched[kind] = count_lines(staging / kind)
         if problem := check_counts(batch, fetched.get("output", 0), fetched.get("errors", 0)):
-            if current.troubles < MISCOUNTED_TRIES and not job.ledger.replanning:
+            if current.troubles < MISCOUNTED_TRIES:
                 raise DownloadIncompleteError(problem)
             log.error("%s Its length is right, though, each time: the rest counts as missing.", problem)
         for kind in fetched:
@@ -77,10 +82,10 @@ def land(job: Job, shard: Shard) -> None:
 def lost(job: Job, shard: Shard, error: NotFoundError) -> None:
     """Deal with a batch that the service does not know.
 
-    :raises OpenAIBatchesError: unless a user has said to plan anew all the same
+    :raises AnswersGoneError: unless a user has said to plan anew all the same
     """
     current = shard.round
-    if not job.ledger.replanning:
+    if not _given_up(job, current, MISSING_TRIES):
         raise _gone(current, f"Batch {current.batch_id} is not known to the service any more", error)
     log.error("Batch %s is not known to the service any more: its rows are planned anew.", current.batch_id)
     current.status = "unknown"
@@ -101,9 +106,15 @@ def review(job: Job, shard: Shard) -> None:
             shard.finished = True
             job.save()
             return
-        number = shard.round.number + 1
+        number = shard.round.number + 1 + shard.dropped_rounds
         with job.directory.staging() as staging:
-            written = rows.write_next_round(staging / "requests", estimated_tokens)
+            limits = job.settings.limits
+            written = rows.write_next_round(
+                staging / "requests",
+                estimated_tokens,
+                max_bytes=limits.max_bytes,
+                max_tokens=shard.max_tokens or (limits.max_tokens or {}).get(shard.model, math.inf),
+            )
             job.directory.publish(staging / "requests", shard.file("requests", number))
     shard.rounds.append(Round(number, written.requests, written.bytes, written.tokens))
     job.save()
@@ -139,15 +150,20 @@ def _fetch(job: Job, current: Round, file_id: str, path: Path) -> bool:
     try:
         job.client.download_file(file_id, path)
     except NotFoundError as error:
-        if not job.ledger.replanning:
+        if not _given_up(job, current, MISSING_TRIES):
             raise _gone(current, f"File {file_id} with answers of batch {current.batch_id} is gone", error) from error
         log.error("File %s with answers of batch %s is gone: its rows are planned anew.", file_id, current.batch_id)
         return False
     return True
 
 
-def _gone(current: Round, what: str, error: NotFoundError) -> OpenAIBatchesError:
-    return OpenAIBatchesError(
+def _given_up(job: Job, current: Round, tries: int) -> bool:
+    """Whether what is missing may be bought again: a user has said so, and it was not just late."""
+    return job.ledger.replanning and current.troubles >= tries
+
+
+def _gone(current: Round, what: str, error: NotFoundError) -> AnswersGoneError:
+    return AnswersGoneError(
         f"{what} ({error}) The ledger says it is paid for, so it is not bought again by itself. If it cannot be "
         "restored, and the connection's project is the right one, clear the task with replan='always': all other "
         "answers are kept, and these rows are bought again.",

@@ -80,6 +80,13 @@ class Round(msgspec.Struct):
         self.creates += 1
 
 
+class Refusal(msgspec.Struct, frozen=True):
+    """Why a shard cannot go on."""
+
+    code: str
+    message: str
+
+
 class Shard(msgspec.Struct):
     """A contiguous part of one model's rows, small enough for one batch."""
 
@@ -89,8 +96,13 @@ class Shard(msgspec.Struct):
     requests: int
     rounds: list[Round]
     finished: bool = False
-    # Rounds in a row that answered nothing.
+    # Rounds in a row of one attempt that answered nothing.
     idle_rounds: int = 0
+    # What this attempt cannot get past; the next one tries again.
+    refusal: Refusal | None = None
+    # Estimated tokens that a further round may have, once one was too large for the queue, and how many were.
+    max_tokens: int | None = None
+    dropped_rounds: int = 0
 
     @property
     def round(self) -> Round:
@@ -157,7 +169,12 @@ class Ledger(msgspec.Struct):
     @property
     def active_rounds(self) -> list[Round]:
         """Rounds whose batches are going on."""
-        return [shard.round for shard in self.shards if shard.round.is_active]
+        return [shard.round for shard in self.active_shards]
+
+    @property
+    def active_shards(self) -> list[Shard]:
+        """Shards whose batches are going on, and can be followed."""
+        return [shard for shard in self.shards if shard.round.is_active and shard.refusal is None]
 
     def token(self, shard: Shard, number: int, create: int) -> str:
         """Name one create. Whoever takes it up again after a crash derives the same."""

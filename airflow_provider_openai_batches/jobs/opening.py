@@ -85,7 +85,8 @@ def _begin_attempt(ledger: Ledger, max_tries: int, replan: Replan) -> None:
         log.info("The attempt before ran out of time: buying the rest of its rows.")
     ledger.stopping, ledger.deadline = ledger.replanning, None
     for shard in ledger.shards:
-        shard.round.troubles = 0
+        shard.round.troubles = shard.idle_rounds = 0
+        shard.refusal = None
     if cleared:
         ledger.max_tries = max_tries
         if replan is Replan.ALWAYS and ledger.planned:

@@ -6,6 +6,9 @@ import logging
 import re
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from airflow_provider_openai_batches.api.errors import OpenAIBatchesError
 from airflow_provider_openai_batches.jobs.plan import split_shard
 
 if TYPE_CHECKING:
@@ -27,14 +30,22 @@ _QUEUED_WITHIN_S = 48 * 3600
 _WAITS_BEFORE_DOUBT = 4
 """Waits after which our estimate of a shard's tokens is no longer trusted."""
 
+_MOST_DOUBLINGS = 10
+
 _LIMIT = re.compile(r"limit:\s*([\d,]+)\s*enqueued tokens|limit of\s*([\d.,]+)\s*([KMB])?\s+for the deployment", re.I)
 _UNITS = {"": 1, "K": 1_000, "M": 1_000_000, "B": 1_000_000_000}
+
+
+class RequestTooLargeError(OpenAIBatchesError):
+    """A single request is larger than all that may be queued for its model."""
+
+    code = "token_limit_exceeded"
 
 
 def has_slot(job: Job) -> bool:
     """Whether the job may have another batch. A create whose answer was lost counts as one."""
     most = job.settings.max_active_batches
-    return most is None or sum(shard.round.is_claimed for shard in job.ledger.shards) < most
+    return most is None or sum(shard.round.is_claimed and shard.refusal is None for shard in job.ledger.shards) < most
 
 
 def admitted(job: Job, shard: Shard) -> bool:
@@ -51,20 +62,39 @@ def admitted(job: Job, shard: Shard) -> bool:
     # A shard above the limit is let into an empty queue: tokens are estimates, and it would wait for ever.
     if queued + shard.round.tokens <= limit or not queued:
         return True
-    postpone(job, shard.round, f"{queued:,} of {limit:,} tokens of {shard.model} are queued")
+    # A wait that was cut short, see release(), is no reason to wait longer next time.
+    shard.round.times_queue_full += shard.round.not_before > 0
+    shard.round.not_before = job.now() + _backoff_s(job, shard.round)
+    if shard.model not in job.full:
+        job.full.add(shard.model)
+        log.info("%d of %d tokens of %s are queued: its next batches wait.", queued, limit, shard.model)
     return False
 
 
 def refused_as_full(job: Job, shard: Shard, message: str, retry_after_s: float | None = None) -> None:
-    """Deal with a create that did not fit: wait, or split a shard that can never fit.
+    """Deal with a create that did not fit: wait, or make smaller what can never fit.
 
     :param message: the service's, which may tell the limit
     :param retry_after_s: shortest pause the service asks for
+    :raises RequestTooLargeError: it is a single request
     """
-    if shard.round.number == 1 and shard.round.requests > 1 and _never_fits(shard.round, queue_limit(message)):
-        split_shard(job, shard)
+    current, limit = shard.round, queue_limit(message)
+    if limit is None or not _never_fits(current, limit):
+        postpone(job, current, f"the queue of {shard.model} is full", retry_after_s)
+    elif current.requests > 1:
+        if current.number == 1:
+            split_shard(job, shard)
+        else:
+            _drop_round(job, shard, limit)
+    elif current.times_queue_full < _WAITS_BEFORE_DOUBT:
+        postpone(job, current, f"the queue of {shard.model} is full, and may be too small for this", retry_after_s)
     else:
-        postpone(job, shard.round, f"the queue of {shard.model} is full", retry_after_s)
+        with job.directory.local(shard.file("requests", current.number)) as path:
+            custom_id = msgspec.json.decode(path.read_bytes())["custom_id"]
+        raise RequestTooLargeError(
+            f"Request {custom_id!r} alone has about {current.tokens:,} tokens, and the queue of {shard.model} takes "
+            f"{limit:,}. Shorten it, choose another model, or have the limit raised."
+        )
 
 
 def postpone(job: Job, current: Round, reason: str, at_least_s: float | None = None) -> None:
@@ -73,8 +103,7 @@ def postpone(job: Job, current: Round, reason: str, at_least_s: float | None = N
     :param reason: why, for the log
     :param at_least_s: shortest pause
     """
-    first, longest = QUEUE_WAIT_S
-    wait = max(at_least_s or 0.0, min(first * 2**current.times_queue_full, longest) * job.patience)
+    wait = max(at_least_s or 0.0, _backoff_s(job, current))
     current.times_queue_full += 1
     current.not_before = job.now() + wait
     job.save()
@@ -89,11 +118,16 @@ def release(job: Job, model: str) -> None:
     waiting = [
         shard.round
         for shard in job.ledger.shards
-        if shard.model == model and shard.round.times_queue_full and not shard.round.is_claimed
-        if not shard.round.troubles and not shard.finished
+        if shard.model == model and shard.round.not_before and not shard.round.is_claimed
+        if not (shard.round.troubles or shard.round.times_file_missing or shard.finished)
     ]
     for current in waiting if model in job.settings.queue_limits else waiting[:1]:
         current.not_before = 0.0
+
+
+def _backoff_s(job: Job, current: Round) -> float:
+    first, longest = QUEUE_WAIT_S
+    return min(first * 2 ** min(current.times_queue_full, _MOST_DOUBLINGS), longest) * job.patience
 
 
 def queue_limit(message: str) -> int | None:
@@ -105,9 +139,20 @@ def queue_limit(message: str) -> int | None:
     return int(float((plain or number).replace(",", "")) * _UNITS[(unit or "").upper()])
 
 
-def _never_fits(current: Round, limit: int | None) -> bool:
-    if limit is None:
-        return False
+def _drop_round(job: Job, shard: Shard, limit: int) -> None:
+    """Undo a further round, so that the review of the one before writes a smaller one in its place."""
+    dropped = shard.rounds.pop()
+    shard.max_tokens = max(1, min(limit, dropped.tokens // 2))
+    shard.dropped_rounds += 1
+    if dropped.file_id is not None:
+        job.ledger.unused_files.append(dropped.file_id)
+    job.save()
+    job.directory.delete(shard.file("requests", dropped.number))
+    log.info("Shard %d: round %d is larger than the queue of %s: sending less.", shard.index, dropped.number,
+             shard.model)  # fmt: skip
+
+
+def _never_fits(current: Round, limit: int) -> bool:
     # Estimates are rough: after many waits half the queue's size is suspicious too. Two halves cost nothing more.
     return current.tokens > limit or (current.times_queue_full >= _WAITS_BEFORE_DOUBT and current.tokens * 2 > limit)
 

@@ -8,6 +8,7 @@ offsets and are in memory one at a time.
 from __future__ import annotations
 
 import heapq
+import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +21,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from airflow_provider_openai_batches.api.models import Batch, Usage
-from airflow_provider_openai_batches.jobs.changes import changed
+from airflow_provider_openai_batches.jobs.changes import body_of, changed
 from airflow_provider_openai_batches.jobs.classify import (
     NOT_SUBMITTED,
-    Dead,
     Done,
     Outcome,
     Retry,
@@ -33,7 +33,7 @@ from airflow_provider_openai_batches.jobs.classify import (
     classify,
     ran,
 )
-from airflow_provider_openai_batches.jobs.lines import ResultLine, parse_line
+from airflow_provider_openai_batches.jobs.lines import parse_line
 from airflow_provider_openai_batches.jobs.rounds import (
     LineIndex,
     Oddities,
@@ -44,9 +44,6 @@ from airflow_provider_openai_batches.jobs.rounds import (
 
 if TYPE_CHECKING:
     from airflow_provider_openai_batches.jobs.structured import Parsed
-
-_OPEN, _DONE, _DEAD = range(3)
-_STATES = {Retry: _OPEN, Done: _DONE, Dead: _DEAD}
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,57 +113,47 @@ class ShardReview:
     :param context: the shard's context file, one line per row in input order
     :param rounds: all rounds so far, in order; the first sent every row, the later ones a part, all in input order
     :param rules: what the job says about its answers
+    :param unsent: what a row is that no round has sent
     """
 
-    def __init__(self, context: Path, rounds: Sequence[RoundFiles], rules: Rules) -> None:
+    def __init__(
+        self, context: Path, rounds: Sequence[RoundFiles], rules: Rules, *, unsent: Outcome = NOT_SUBMITTED
+    ) -> None:
         self.context = context
         self.rounds = rounds
         self.rules = rules
+        self._unsent = unsent
         self._positions = _read_positions(context)
         rows = len(self._positions)
         # The round that says what the row is, counted from 1; 0 while it was never sent.
         self._rounds = array("H", bytes(2 * rows))
         self._answers = LineIndex(rows)
         self._attempts = array("H", bytes(2 * rows))
-        self._states = bytearray(rows)
-        self._kinds = array("L", bytes(array("L").itemsize * rows))
-        self._known_kinds: dict[tuple[RowStatus, str | None], int] = {}
-        self._kind_of(NOT_SUBMITTED)
-        self._usage = Usage()
+        self._retries = bytearray(rows)
+        self._outdated = Usage()
         self._ran = 0
         self._oddities = Oddities()
-        for number in range(1, len(rounds) + 1):
-            self._replay(number)
+        self._report: ShardReport | None = None
+        with ExitStack() as stack:
+            readers = self._readers(stack)
+            for number in range(1, len(rounds) + 1):
+                self._replay(number, readers)
 
     @property
     def report(self) -> ShardReport:
-        """How the shard stands."""
-        kinds = list(self._known_kinds)
-        by_status: Counter[str] = Counter()
-        by_error: Counter[str] = Counter()
-        for kind, count in Counter(self._kinds).items():
-            status, code = kinds[kind]
-            by_status[status.value] += count
-            if code is not None:
-                by_error[code] += count
-        return ShardReport(
-            rows=len(self._positions),
-            retries=self._states.count(_OPEN),
-            ran=self._ran,
-            by_status=dict(by_status),
-            by_error=dict(by_error),
-            usage=self._usage,
-            oddities=self._oddities,
-        )
+        """How the shard stands. At no further cost if its rows have been iterated over."""
+        if self._report is None:
+            for _ in self._outcomes():
+                pass
+        assert self._report is not None
+        return self._report
 
     def rows(self) -> Iterator[ResultRow]:
         """Iterate over the shard's result rows, one per request, in input order."""
-        with ExitStack() as stack:
-            readers = self._readers(stack)
-            for position, raw in enumerate(stack.enter_context(self.context.open("rb"))):
+        with self.context.open("rb") as contexts:
+            for position, (outcome, raw) in enumerate(zip(self._outcomes(), contexts, strict=True)):
                 row = _context_decoder.decode(raw)
                 number = self._rounds[position]
-                outcome = self._outcome(position, readers)
                 yield ResultRow(
                     custom_id=row.custom_id,
                     index=row.index,
@@ -182,47 +169,86 @@ class ShardReview:
                     context=row.context,
                 )
 
-    def write_next_round(self, destination: Path, count_tokens: Callable[[bytes], int]) -> NextRound:
+    def write_next_round(
+        self,
+        destination: Path,
+        count_tokens: Callable[[bytes], int],
+        *,
+        max_bytes: float = math.inf,
+        max_tokens: float = math.inf,
+    ) -> NextRound:
         """Write the request file of the next round: each row's last request again, changed where that may help.
 
+        Rows beyond a limit are left to the round after it; one row is always written.
+
         :param destination: the new file
-        :param count_tokens: estimates a request line's tokens
+        :param count_tokens: estimates a request's tokens by its body
+        :param max_bytes: of the file; default: no limit
+        :param max_tokens: of the file, estimated; default: no limit
         """
         requests = size = tokens = 0
         with ExitStack() as stack:
             readers = self._readers(stack)
             sink = stack.enter_context(destination.open("wb"))
             # A row is usually in the last round, but one given up earlier may be taken up again with a higher limit.
-            latest = (self._open_requests(number) for number in range(1, len(self.rounds) + 1))
+            numbers = range(1, len(self.rounds) + 1) if self.report.retries else ()
+            latest = map(self._open_requests, numbers)
             for position, request in heapq.merge(*latest, key=itemgetter(0)):
                 outcome = self._outcome(position, readers)
                 if isinstance(outcome, Retry) and outcome.change is not None:
                     request = changed(request, outcome.change)
+                more = count_tokens(body_of(request))
+                if requests and (size + len(request) >= max_bytes or tokens + more > max_tokens):
+                    break
                 size += sink.write(request + b"\n")
-                tokens += count_tokens(request)
+                tokens += more
                 requests += 1
         return NextRound(requests, size, tokens)
 
-    def _replay(self, number: int) -> None:
-        """Let one round's answers decide about the rows it sent."""
-        files = self.rounds[number - 1]
-        sent = self._sent(number)
+    def _replay(self, number: int, readers: Sequence[RoundReader]) -> None:
+        """Note where one round's answers are, and which rows they decide."""
         self._ran = 0
-        with RoundReader(files, self._positions) as reader:
-            for position, place, line in reader.answers(sent, self._oddities):
+        for position, place, line in readers[number - 1].answers(self._sent(number), self._oddities):
+            if self._rounds[position]:
+                earlier = self._outcome(position, readers)
                 # What is answered stays answered, even if stricter rules sent it once more.
-                if self._states[position] == _DONE:
+                if isinstance(earlier, Done):
                     continue
-                self._rounds[position] = number
-                self._answers[position] = place
-                if ran(line):
-                    self._attempts[position] += 1
-                    self._ran += 1
-                outcome = self._classify(position, line, reader)
-                self._states[position] = _STATES[type(outcome)]
-                self._kinds[position] = self._kind_of(outcome)
+                self._outdated += earlier.usage or Usage()
+            self._rounds[position] = number
+            self._answers[position] = place
+            if ran(line):
+                self._attempts[position] += 1
+                self._ran += 1
+
+    def _outcomes(self) -> Iterator[Outcome]:
+        """Iterate over what each row came to, in input order. The report is there when all are counted."""
+        kinds: Counter[tuple[RowStatus, str | None]] = Counter()
+        usage = self._outdated
+        with ExitStack() as stack:
+            readers = self._readers(stack)
+            for position in range(len(self._positions)):
+                outcome = self._outcome(position, readers)
+                self._retries[position] = isinstance(outcome, Retry)
+                kinds[outcome.status, outcome.error.code if outcome.error else None] += 1
                 if outcome.usage is not None:
-                    self._usage += outcome.usage
+                    usage += outcome.usage
+                yield outcome
+        by_status: Counter[str] = Counter()
+        by_error: Counter[str] = Counter()
+        for (status, code), count in kinds.items():
+            by_status[status.value] += count
+            if code is not None:
+                by_error[code] += count
+        self._report = ShardReport(
+            rows=len(self._positions),
+            retries=sum(self._retries),
+            ran=self._ran,
+            by_status=dict(by_status),
+            by_error=dict(by_error),
+            usage=usage,
+            oddities=self._oddities,
+        )
 
     def _sent(self, number: int) -> bytearray:
         """Which rows a round sent, by position."""
@@ -237,7 +263,7 @@ class ShardReview:
     def _open_requests(self, number: int) -> Iterator[tuple[int, bytes]]:
         """Position and line of the rows that are to be tried again, and were sent in this round last."""
         for position, _, request in read_requests(self.rounds[number - 1].requests, self._positions):
-            if self._states[position] == _OPEN and self._rounds[position] == number:
+            if self._retries[position] and self._rounds[position] == number:
                 yield position, request
 
     def _readers(self, stack: ExitStack) -> list[RoundReader]:
@@ -247,13 +273,10 @@ class ShardReview:
         """What a row came to in the round that says what it is."""
         number = self._rounds[position]
         if not number:
-            return NOT_SUBMITTED
+            return self._unsent
         reader = readers[number - 1]
-        return self._classify(position, reader.answer(self._answers[position]), reader)
-
-    def _classify(self, position: int, line: ResultLine | None, reader: RoundReader) -> Outcome:
         return classify(
-            line,
+            reader.answer(self._answers[position]),
             batch_status=reader.files.batch_status,
             attempts=self._attempts[position],
             limits=self.rules.limits,
@@ -261,11 +284,6 @@ class ShardReview:
             request=partial(reader.request, position),
             parse_output=self.rules.parse_output,
         )
-
-    def _kind_of(self, outcome: Outcome) -> int:
-        """Number of the outcome's status and error code; there are few of them, and a row is one number."""
-        kind = (outcome.status, outcome.error.code if outcome.error else None)
-        return self._known_kinds.setdefault(kind, len(self._known_kinds))
 
 
 def check_counts(batch: Batch, output_lines: int, error_lines: int) -> str | None:

@@ -307,7 +307,6 @@ def test_what_has_no_output_says_why_and_whether_to_try_again(case: str) -> None
         ("completed", "missing", "missing"),
         ("expired", "expired", "batch_expired"),
         ("cancelled", "cancelled", "batch_cancelled"),
-        ("failed", "failed", "batch_failed"),
         ("paused", "missing", "missing"),
     ],
 )

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from airflow_provider_openai_batches.api.errors import (
     AuthenticationError,
-    BatchFailedError,
     InvalidInputError,
     OpenAIBatchesError,
 )
 from airflow_provider_openai_batches.emulator import Emulator
-from airflow_provider_openai_batches.jobs.engine import MOST_TROUBLES, Finished, Job, Stopped, Waiting, advance
-from airflow_provider_openai_batches.jobs.landing import MOST_IDLE_ROUNDS
+from airflow_provider_openai_batches.jobs.engine import (
+    MOST_TROUBLES,
+    Finished,
+    Job,
+    ShardRefusedError,
+    Stopped,
+    Waiting,
+    advance,
+)
+from airflow_provider_openai_batches.jobs.landing import MISSING_TRIES, MOST_IDLE_ROUNDS
 from airflow_provider_openai_batches.jobs.pricing import parse_prices
 from tests.jobs.world import World
 
@@ -216,7 +225,7 @@ def test_failed_validation_is_raised_with_every_entry_and_a_later_attempt_may_tr
     world = new_world(rows=["a", "b"])
     errors = [{"code": "model_not_found", "message": f"No model, line {n}.", "line": n} for n in (1, 2)]
     world.add_faults({"on": {"batch": {}}, "do": {"outcome": "failed", "errors": errors}})
-    with pytest.raises(BatchFailedError, match=r"(?s)line 1.*No model, line 2"):
+    with pytest.raises(ShardRefusedError, match=r"(?s)0 of 2 rows are answered.*line 1.*No model, line 2"):
         world.run()
     rows = world.check_results(world.run())
     assert all(row["status"] == "succeeded" for row in rows)
@@ -224,18 +233,64 @@ def test_failed_validation_is_raised_with_every_entry_and_a_later_attempt_may_tr
     assert world.calls("POST /v1/files") == 1, "the same file serves again"
 
 
-def test_failed_shard_lets_the_others_land_first_and_buys_nothing_more(new_world: NewWorld) -> None:
+def test_shard_that_is_refused_for_good_stops_alone(new_world: NewWorld, tmp_path: Path) -> None:
     world = new_world(max_active_batches=2)
-    world.add_faults({"on": {"batch": {"metadata": {"airflow_shard": "0"}}}, "do": {"outcome": "failed", "errors": []}})
-    assert isinstance(advance(world.attempt()), Waiting)
-    world.pass_time(200)
-    with pytest.raises(BatchFailedError):
-        advance(world.attempt(resuming=True))
-    assert world.bought() == {(1, 1): 1}, "a slot is free, but the task is about to fail"
-    assert [shard.finished for shard in world.ledger.shards] == [False, True, False]
+    entry = {"code": "model_not_found", "message": "No such model."}
+    refused = {"outcome": "failed", "errors": [entry]}
+    world.add_faults({"on": {"batch": {"metadata": {"airflow_shard": "0"}}}, "do": refused, "times": 1})
+    with pytest.raises(ShardRefusedError, match=r"(?s)^1 of 3 shards cannot go on.*Shard 0 \(.*No such model"):
+        world.run()
+    assert [shard.finished for shard in world.ledger.shards] == [False, True, True]
+    assert world.bought() == {(1, 1): 1, (2, 1): 1}
+    assert [batch.status for batch in world.batches()].count("failed") == 1, "once an attempt, whatever wakes it"
+    written = [json.loads(line) for line in (tmp_path / "job-0/results/part-00000.jsonl").read_text().splitlines()]
+    size = world.ledger.shards[0].requests
+    assert {(row["status"], row["error"]["code"]) for row in written[:size]} == {("failed", "model_not_found")}
+    assert {row["status"] for row in written[size:]} == {"succeeded"}
+
     rows = world.check_results(world.run())
     assert all(row["status"] == "succeeded" for row in rows)
     assert set(world.bought().values()) == {1}
+
+
+def test_trouble_with_the_account_is_raised_at_once(new_world: NewWorld) -> None:
+    world = new_world()
+    world.add_faults({"on": {"method": "POST", "path": "/batches"}, "do": {"status": 401}, "times": None})
+    with pytest.raises(AuthenticationError):
+        advance(world.attempt())
+
+
+def test_answers_that_are_late_are_not_given_up_when_all_is_planned_anew(new_world: NewWorld) -> None:
+    world = new_world(rows=["a", "b"])
+    assert isinstance(advance(world.attempt()), Waiting)
+    world.pass_time(200)
+    world.add_faults({"on": {"path": "/files/*/content"}, "do": {"status": 404}, "times": MISSING_TRIES})
+    outcome = world.run(world.attempt(max_tries=9, replan="always"))
+    assert outcome.manifest["kept"] == 2
+    assert world.bought() == {(0, 1): 1}
+
+
+def test_attempts_that_run_out_of_time_never_use_up_a_rows_chances(new_world: NewWorld) -> None:
+    world = new_world(rows=["a"])
+    stuck = {"outcome": "stuck", "status": "in_progress"}
+    world.add_faults({"on": {"batch": {}}, "do": stuck, "times": MOST_IDLE_ROUNDS + 1})
+    for _ in range(MOST_IDLE_ROUNDS + 1):
+        assert isinstance(world.run(world.attempt(timeout_s=60)), Stopped)
+    rows = world.check_results(world.run())
+    assert [row["status"] for row in rows] == ["succeeded"]
+
+
+def test_further_round_that_feedback_made_too_large_is_sent_in_parts(new_world: NewWorld) -> None:
+    rows = [{"prompt": f"{n} " + "x" * 300} for n in range(8)]
+    world = new_world(rows=rows, output_type=SCHEMA, max_bytes=8 * 900)
+    for n in range(8):
+        world.add_faults({"on": {"custom_id": f"row-{n}"}, "do": {"outcome": "invalid_output"}})
+    results = world.check_results(world.run())
+    assert {row["status"] for row in results} == {"succeeded"}
+    [shard] = world.ledger.shards
+    assert len(shard.rounds) > 2
+    assert all(each.bytes <= 8 * 900 for each in shard.rounds)
+    assert sum(each.requests for each in shard.rounds[1:]) == 8
 
 
 def test_trouble_with_one_upload_makes_one_shard_wait(world: World) -> None:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from airflow_provider_openai_batches.api.client import BatchClient
-from airflow_provider_openai_batches.api.errors import BadRequestError, BatchFailedError
 from airflow_provider_openai_batches.api.settings import ClientSettings
 from airflow_provider_openai_batches.emulator import Emulator
-from airflow_provider_openai_batches.jobs.engine import Finished, Stopped, Waiting, advance, cancel
+from airflow_provider_openai_batches.jobs.engine import (
+    Finished,
+    ShardRefusedError,
+    Stopped,
+    Waiting,
+    advance,
+    cancel,
+)
 from airflow_provider_openai_batches.jobs.ledger import LedgerError, Round, Shard, save_ledger
 from airflow_provider_openai_batches.jobs.purchase import (
     CLAIM_LEASE_S,
@@ -87,7 +94,7 @@ def test_refused_connection_sends_nothing_twice(world: World) -> None:
 def test_create_that_is_refused_for_good_can_be_sent_by_the_next_attempt_without_a_pause(new_world: NewWorld) -> None:
     world = new_world(rows=["a"])
     world.add_faults({"on": CREATE, "do": {"status": 400}})
-    with pytest.raises(BadRequestError):
+    with pytest.raises(ShardRefusedError, match="HTTP 400"):
         world.run()
     outcome = advance(world.attempt())
     assert isinstance(outcome, Waiting)
@@ -321,6 +328,46 @@ def test_lost_create_counts_as_an_active_batch(new_world: NewWorld) -> None:
     assert len(world.batches()) == 1
 
 
+def test_single_request_larger_than_the_queue_is_named(tmp_path: Path) -> None:
+    with Emulator(speed=0, api_key=API_KEY, token_limits={"gpt-4o-mini": 100}) as emulator:
+        world = World(emulator.base_url, tmp_path, ["short", "word " * 400], per_batch=1)
+        with pytest.raises(ShardRefusedError, match=r"'row-1' alone has about \d+ tokens, and the queue .* takes 100"):
+            world.run()
+        assert world.bought() == {(0, 1): 1}
+
+
+def test_further_round_larger_than_the_queue_is_sent_in_parts(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"],
+              "additionalProperties": False}  # fmt: skip
+    with Emulator(speed=0, api_key=API_KEY) as free:
+        first = World(free.base_url, tmp_path / "free", ["say 0", "say 1", "say 2"], output_type=schema)
+        advance(first.attempt())
+        fits = first.ledger.shards[0].round.tokens
+    with Emulator(speed=0, api_key=API_KEY, token_limits={"gpt-4o-mini": fits + 10}) as emulator:
+        world = World(emulator.base_url, tmp_path / "job", ["say 0", "say 1", "say 2"], output_type=schema)
+        world.add_faults({"on": {"custom_id": "row-*"}, "do": {"outcome": "invalid_output"}, "times": 3})
+        assert world.run().manifest["by_status"] == {"succeeded": 3}
+    [shard] = world.ledger.shards
+    assert shard.rounds[0].requests == 3
+    assert len(shard.rounds) > 2
+    assert sum(each.requests for each in shard.rounds[1:]) == 3
+
+
+def test_shards_that_wait_for_the_shared_queue_cost_no_call_and_one_save(new_world: NewWorld) -> None:
+    limit = {"gpt-4o-mini": 40}
+    world = new_world(rows=[f"say {n}" for n in range(12)], per_batch=1, queue_limits=limit)
+    saves: list[str] = []
+    outcome = advance(world.attempt())
+    while isinstance(outcome, Waiting):
+        world.wait(outcome)
+        saves.clear()
+        outcome = advance(world.attempt(resuming=True, watch=saves.append))
+        assert sum("job.json" in operation and "after write" in operation for operation in saves) < 12
+    world.check_results(outcome)
+    assert world.calls("POST /v1/batches") == 12
+    assert max(shard.round.times_queue_full for shard in world.ledger.shards) < 3, "each end of a batch is a new chance"
+
+
 def test_two_jobs_share_one_queue_by_what_their_batches_say(new_world: NewWorld) -> None:
     row_tokens = 40
     limit = {"gpt-4o-mini": 10 * row_tokens}
@@ -370,7 +417,7 @@ def test_input_file_that_is_not_found_is_tried_again_and_then_uploaded_anew(new_
 def test_input_file_that_is_never_found_fails_the_task(new_world: NewWorld) -> None:
     world = new_world(rows=["a"])
     world.add_faults({"on": {"batch": {}}, "do": {"outcome": "file_not_found"}, "times": None})
-    with pytest.raises(BatchFailedError, match=r"(?i)cannot find file"):
+    with pytest.raises(ShardRefusedError, match=r"(?i)cannot find file"):
         world.run()
 
 

@@ -46,6 +46,7 @@ class World:
     :param location: the job's directory
     :param rows: the source; a function is called once per plan
     :param per_batch: requests of a batch
+    :param max_bytes: of a batch
     :param settings: further settings of the job
     """
 
@@ -56,6 +57,7 @@ class World:
         rows: Iterable[Any] | Callable[[], Iterable[Any]] | None = None,
         *,
         per_batch: int = 10,
+        max_bytes: int = 200_000_000,
         max_attempts: int = 3,
         output_type: Any = None,
         model: str | None = "gpt-4o-mini",
@@ -74,7 +76,7 @@ class World:
             parse_output=None if output is None else output.parse,
         )
         self.settings = JobSettings(
-            template=self.template, limits=ShardLimits(max_requests=per_batch), rules=rules, **settings
+            template=self.template, limits=ShardLimits(per_batch, max_bytes), rules=rules, **settings
         )
         self._http = requests.Session()
         self.now = 0.0
