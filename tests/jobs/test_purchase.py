@@ -336,21 +336,21 @@ def test_single_request_larger_than_the_queue_is_named(tmp_path: Path) -> None:
         assert world.bought() == {(0, 1): 1}
 
 
-def test_further_round_larger_than_the_queue_is_sent_in_parts(tmp_path: Path) -> None:
+def test_further_round_larger_than_the_queue_is_sent_in_parts(new_world: NewWorld) -> None:
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"],
               "additionalProperties": False}  # fmt: skip
-    with Emulator(speed=0, api_key=API_KEY) as free:
-        first = World(free.base_url, tmp_path / "free", ["say 0", "say 1", "say 2"], output_type=schema)
-        advance(first.attempt())
-        fits = first.ledger.shards[0].round.tokens
-    with Emulator(speed=0, api_key=API_KEY, token_limits={"gpt-4o-mini": fits + 10}) as emulator:
-        world = World(emulator.base_url, tmp_path / "job", ["say 0", "say 1", "say 2"], output_type=schema)
-        world.add_faults({"on": {"custom_id": "row-*"}, "do": {"outcome": "invalid_output"}, "times": 3})
-        assert world.run().manifest["by_status"] == {"succeeded": 3}
+    world = new_world(rows=["say 0", "say 1", "say 2"], output_type=schema)
+    entry = {"code": "token_limit_exceeded", "message": FULL.format(limit="150")}
+    world.add_faults(
+        {"on": {"batch": {"metadata": {"airflow_round": "2"}}}, "do": {"outcome": "failed", "errors": [entry]}},
+        {"on": {"custom_id": "row-*"}, "do": {"outcome": "invalid_output"}, "times": 3},
+    )
+    assert world.run().manifest["by_status"] == {"succeeded": 3}
     [shard] = world.ledger.shards
-    assert shard.rounds[0].requests == 3
+    assert [each.number for each in shard.rounds][:2] == [1, 3], "a number is never used again"
     assert len(shard.rounds) > 2
     assert sum(each.requests for each in shard.rounds[1:]) == 3
+    assert len(world.ledger.unused_files) == 1
 
 
 def test_shards_that_wait_for_the_shared_queue_cost_no_call_and_one_save(new_world: NewWorld) -> None:
