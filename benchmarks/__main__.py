@@ -49,7 +49,8 @@ Written by `make bench` on {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}: {_
 
 Each figure is of a process of its own, with one emulator for all in another. CPU is user and system time of that
 process alone. Peak is its resident memory above what it was before the work, when all was imported and a job of one row
-was done. Wall time is without the time in which the emulator made up the answers.
+was done; "first" is the CPU time until then, from the start of the process. Wall time is without the time in which the
+emulator made up the answers.
 
 Operators run as in Airflow's task runner: their template fields are rendered, `execute()` runs until it defers, the
 trigger until its event, then a fresh operator is rendered and resumes. Nothing else of Airflow is in the figures.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import math
+import re
 import uuid
 from typing import Any
 
@@ -100,10 +101,21 @@ def encode(value: Any) -> bytes:
     return text if text.isascii() else _without_line_ends(text)
 
 
+_SEPARATORS = re.compile(rb"\xe2\x80[\xa8\xa9]")
+_NEXT_LINE = re.compile(rb"\xc2\x85")
+
+
 def _without_line_ends(text: bytes) -> bytes:
-    """Escape what some readers (str.splitlines is one) take for the end of a line. Single bytes are found fastest."""
+    """Escape what some readers (str.splitlines is one) take for the end of a line.
+
+    Single bytes are found fastest, and then patterns that begin with fixed ones: most text has none of these.
+    """
     if b"\xe2" in text:
-        text = text.replace(b"\xe2\x80\xa8", rb"\u2028").replace(b"\xe2\x80\xa9", rb"\u2029")
+        text = _SEPARATORS.sub(_escaped, text)
     if b"\x85" in text:
-        text = text.replace(b"\xc2\x85", rb"\u0085")
+        text = _NEXT_LINE.sub(_escaped, text)
     return text
+
+
+def _escaped(found: re.Match[bytes]) -> bytes:
+    return b"\\u%04x" % ord(found[0].decode())
