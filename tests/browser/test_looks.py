@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from airflow_provider_openai_batches.emulator import Emulator
     from demo.airflow import Airflow
 
-pytestmark = [pytest.mark.system, pytest.mark.xdist_group("system"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 playwright_api = pytest.importorskip("playwright.sync_api")
 expect = playwright_api.expect
