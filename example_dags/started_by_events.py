@@ -59,9 +59,7 @@ def count_ticket_labels() -> None:
     @task
     def count(triggering_asset_events: AssetEvents) -> int:
         """Read the rows that started this run; an event knows where they are."""
-        rows = [
-            row for events in triggering_asset_events.values() for event in events for row in read_results(event.extra)
-        ]
+        rows = [row for event in triggering_asset_events[LABELS] for row in read_results(event.extra)]
         return sum(row["status"] == "succeeded" for row in rows)
 
     count()

@@ -52,14 +52,19 @@ def run_example(airflow_db: None) -> Callable[..., dict[str, Any]]:
 
 
 def load(path: Path) -> DAG:
+    module = load_module(path)
+    [dag] = [value for value in vars(module).values() if isinstance(value, DAG)] or [module_dag(module)]
+    return dag
+
+
+def load_module(path: Path) -> Any:
     spec = spec_from_file_location(f"example_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    [dag] = [value for value in vars(module).values() if isinstance(value, DAG)] or [module_dag(module)]
-    return dag
+    return module
 
 
 def module_dag(module: Any) -> DAG:
@@ -117,6 +122,21 @@ def test_cancel_when_late_uses_what_is_finished(
     assert returned["wait", -1] is None
     assert returned["cancel", -1]["status"] == "cancelled"
     assert returned["share_answered", -1] == 1.0
+
+
+def test_started_by_events(airflow_db: None, tmp_path: Path) -> None:
+    # What starts what is seen with a real scheduler and triggerer: tests/system.
+    module = load_module(ROOT / "example_dags" / "started_by_events.py")
+    label, count, note = module.label_tickets(), module.count_ticket_labels(), module.note_ended_batches()
+    for task in label.task_dict.values():
+        task.poll_interval = 0.1
+    register(label)
+    assert str(label.test(logical_date=NIGHT, run_conf={"outbox": str(tmp_path)}).state) == "success"
+    assert len(next(tmp_path.rglob("part-00000.jsonl")).read_text().splitlines()) == 3
+    register(count)
+    assert str(count.test(logical_date=NIGHT).state) == "success"
+    register(note)
+    assert [watcher.trigger["kwargs"]["dag_id"] for watcher in module.ENDED.watchers] == ["label_tickets"]
 
 
 def readme_code(function: str) -> str:
