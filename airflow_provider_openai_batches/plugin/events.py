@@ -14,7 +14,7 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.triggers.base import TriggerEvent
 from airflow.utils.session import create_session
 from cryptography.fernet import InvalidToken
-from sqlalchemy import select, update
+from sqlalchemy import JSON, select, type_coerce, update
 
 from airflow_provider_openai_batches.api.errors import OpenAIBatchesError
 from airflow_provider_openai_batches.api.models import Batch
@@ -62,7 +62,8 @@ def _announce(event: WebhookEvent, conn_id: str) -> bool:
             .where(
                 AssetEvent.asset_id == known.id,
                 AssetEvent.timestamp > datetime.datetime.now(datetime.UTC) - _REPEATED_WITHIN,
-                AssetEvent.extra["webhook_id"].as_string() == event.webhook_id,
+                # Airflow 3.1 has a type of its own there, which cannot be looked into.
+                type_coerce(AssetEvent.extra, JSON)["webhook_id"].as_string() == event.webhook_id,
             )
             .limit(1)
         )
