@@ -1,7 +1,7 @@
 // All there is to know of one batch, in a panel over the list, and what can be done to it.
 
 import { ExternalLink, Fragment, h, useId, useState } from "./host.js";
-import { cancelBatch, deleteFiles, getBatch } from "./api.js";
+import { ENDED_STATUSES, cancelBatch, deleteFiles, getBatch } from "./api.js";
 import { Confirm, Modal } from "./dialog.js";
 import { Errors, Files, Metadata, Preview, Timeline } from "./detail_parts.js";
 import { Age, Button, Empty, Facts, Failure, Foreign, Icon, Maker, Notice, ProgressBar, RiskFlag, Skeleton } from "./widgets.js";
@@ -112,7 +112,7 @@ function Actions({ batch, conn_id, refresh }) {
           title: "Cancel this batch?",
           yes: "Cancel batch",
           no: "Keep it running",
-          act: act(cancelBatch, () => ({ tone: "good", text: "OpenAI is cancelling the batch. That can take ten minutes." })),
+          act: act(cancelBatch, cancelReport),
           onClose: close,
         },
         h("p", null, "Requests that are done are paid and stay available. The rest will not run."),
@@ -132,6 +132,12 @@ function Actions({ batch, conn_id, refresh }) {
         h("ul", null, deletable.map((file) => h("li", { key: file.id }, `${file.kind}: `, h(Foreign, { text: file.filename ?? file.id })))),
       ),
   );
+}
+
+function cancelReport({ status }) {
+  if (status === "cancelled") return { tone: "good", text: "The batch is cancelled." };
+  if (ENDED_STATUSES.includes(status)) return { tone: "warning", text: `It was too late: the batch is ${status}.` };
+  return { tone: "good", text: "OpenAI is cancelling the batch. That can take ten minutes." };
 }
 
 function deletionReport({ deleted, kept }) {
