@@ -136,7 +136,7 @@ def test_started_by_events(airflow_db: None, tmp_path: Path) -> None:
     register(count)
     assert str(count.test(logical_date=NIGHT).state) == "success"
     register(note)
-    assert [watcher.trigger["kwargs"]["dag_id"] for watcher in module.ENDED.watchers] == ["label_tickets"]
+    assert [watcher.trigger.dag_id for watcher in module.ENDED.watchers] == ["label_tickets"]
 
 
 def readme_code(function: str) -> str:
