@@ -13,6 +13,7 @@ import logging
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
@@ -21,7 +22,7 @@ from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
-from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook, Stats
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
 from airflow_provider_openai_batches.api.client import BatchClient
 from airflow_provider_openai_batches.api.errors import InvalidInputError, OpenAIBatchesError, PermissionDeniedError
@@ -30,6 +31,7 @@ from airflow_provider_openai_batches.api.retry import Patience
 from airflow_provider_openai_batches.api.settings import ClientSettings
 from airflow_provider_openai_batches.hooks.openai_batches import client_settings
 from airflow_provider_openai_batches.sighting import DaemonThread, Sighting, look
+from airflow_provider_openai_batches.telemetry import polled
 from airflow_provider_openai_batches.watch import Outage, Trouble, Watch, last_look_at
 
 log = logging.getLogger(__name__)
@@ -271,7 +273,8 @@ class BatchPoller:
         self._connection_doubted = sighting.outage is not None or any(
             isinstance(error, PermissionDeniedError) for error in sighting.errors.values()
         )
-        Stats.incr("openai_batches.poll_calls", sighting.calls, tags={"conn_id": self.conn_id})
+        failures = [*sighting.errors.values(), *([] if sighting.outage is None else [sighting.outage])]
+        polled(self.conn_id, sighting.calls, Counter(type(error).__name__ for error in failures))
         return sighting
 
     async def _connected(self) -> BatchClient:

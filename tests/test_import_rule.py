@@ -17,7 +17,7 @@ FLOORS = (
     {"api"},
     {"sighting", "watch"},
     {"jobs"},
-    {"compat", "assets", "lineage", "links", "results"},
+    {"compat", "assets", "lineage", "links", "results", "telemetry"},
     {"hooks", "polling", "survey"},
     {"triggers"},
     {"sensors", "operators"},

@@ -80,6 +80,7 @@ class Job:
     :param read_requests: reads the source, once per plan
     :param clock: unix time
     :param monotonic: seconds that no one can turn back, to tell how long this process was held up
+    :param landed: told of each batch that is over and dealt with, and of its model; once per batch
     :param patience: scales all pauses; 1 but for tests
     """
 
@@ -91,6 +92,7 @@ class Job:
     read_requests: Callable[[], Iterator[Request]]
     clock: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
+    landed: Callable[[Batch, str], None] = lambda batch, model: None
     patience: float = 1.0
     # What one step has seen: batches that are over, tokens queued per model by all DAGs, and models without room.
     seen: dict[str, Batch] = field(default_factory=dict)

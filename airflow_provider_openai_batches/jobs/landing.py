@@ -75,6 +75,7 @@ def land(job: Job, shard: Shard) -> None:
     current.landed = True
     current.troubles = 0
     job.save()
+    job.landed(batch, shard.model)
     counts = fetched.get("output", 0), fetched.get("errors", 0)
     log.info("Batch %s is %s: landed %d answers and %d errors.", batch.id, batch.status, *counts)
 
@@ -126,6 +127,7 @@ def _refused(job: Job, shard: Shard, batch: Batch) -> None:
     current = shard.round
     current.forget_batch()
     job.save()
+    job.landed(batch, shard.model)
     texts = [(entry.code, entry.message or "") for entry in batch.errors]
     full = next((message for code, message in texts if is_queue_full(code, message)), None)
     if full is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath, XComArg
@@ -45,6 +46,11 @@ class _Rows:
             return f"{len(self.source):,} requests"
         kind = self.source if callable(self.source) else type(self.source)
         return f"requests from {getattr(kind, '__qualname__', type(kind).__qualname__)}"
+
+
+def _bought(job: Job) -> dict[str, str]:
+    """Models of the batches of a job so far, by batch id."""
+    return {each.batch_id: shard.model for shard in job.ledger.shards for each in shard.rounds if each.batch_id}
 
 
 class OpenAIBatchOperator(OpenAIBatchesOperator):
@@ -197,10 +203,8 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
         while True:
             self._stop_if_killed(job)
             self._stop_if_late(job)
-            try:
+            with self._counted(job, context):
                 outcome = advance(job)
-            finally:
-                self._show_batches(job, context)
             if isinstance(outcome, Finished):
                 return self._judged(outcome.manifest, context)
             self._stop_if_killed(job)
@@ -249,6 +253,22 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
         if self.cancel_on_kill and (job.ledger.stopping or has_ended(self._ti)):
             job.ledger.stopping = True  # It must not replace what is cancelled now.
             cancel(job)
+
+    @contextmanager
+    def _counted(self, job: Job, context: Context) -> Iterator[None]:
+        """Show and count what becomes of the job meanwhile, however that ends."""
+        meter = self.meter(self.endpoint)
+        job.landed = meter.ended
+        known, was_over = _bought(job), job.ledger.manifest is not None
+        try:
+            yield
+        finally:
+            self._show_batches(job, context)
+            for _, model in _bought(job).items() - known.items():
+                meter.created(1, model)
+        if job.ledger.manifest is not None and not was_over:
+            models = {shard.model for shard in job.ledger.shards}
+            meter.job_ended(job.ledger.manifest, models.pop() if len(models) == 1 else "several")
 
     def _show_batches(self, job: Job, context: Context) -> None:
         """Push the ids of the batches when there are new ones."""

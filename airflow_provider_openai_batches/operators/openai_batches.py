@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath, conf
 
 from airflow_provider_openai_batches.api.errors import (
+    BatchEndedError,
     BatchUnfinishedError,
     DownloadIncompleteError,
     InvalidInputError,
@@ -21,7 +22,7 @@ from airflow_provider_openai_batches.api.errors import (
     raise_for_outcome,
 )
 from airflow_provider_openai_batches.api.inputs import check_completion_window, check_endpoint, check_id
-from airflow_provider_openai_batches.api.models import Batch
+from airflow_provider_openai_batches.api.models import Batch, BatchStatus
 from airflow_provider_openai_batches.compat import has_ended
 from airflow_provider_openai_batches.links import OpenAIBatchesPageLink, OpenAIBatchLink, OpenAIBatchResultsLink
 from airflow_provider_openai_batches.operators.base import OpenAIBatchesOperator
@@ -138,7 +139,7 @@ class OpenAIBatchSubmitOperator(OpenAIBatchesOperator):
     def execute(self, context: Context) -> str:
         """Find or create the batch; wait if asked to."""
         self._ti = context["ti"]
-        batch, bought_at = find_or_create(
+        batch, bought_at, is_new = find_or_create(
             self.hook.get_conn(),
             context,
             input_file_id=check_id(self.input_file_id, "input_file_id"),
@@ -149,6 +150,8 @@ class OpenAIBatchSubmitOperator(OpenAIBatchesOperator):
         )
         self.batch_id = batch.id
         context["ti"].xcom_push(key="batch_id", value=batch.id)
+        if is_new:
+            self.meter(batch.endpoint).created(1, batch.model)
         self._stop_if_killed()
         if not self.wait_for_completion:
             return batch.id
@@ -218,8 +221,10 @@ class OpenAIBatchSubmitOperator(OpenAIBatchesOperator):
     def _finished(self, batch: Batch) -> str:
         try:
             raise_for_outcome(batch)
-        except BatchUnfinishedError as error:
-            if batch.bought_answers:
+        except BatchEndedError as error:
+            # One with answers is counted when they are downloaded.
+            self.meter(batch.endpoint).ended(batch, batch.model)
+            if isinstance(error, BatchUnfinishedError) and batch.bought_answers:
                 raise AirflowFailException(str(error)) from error
             raise
         return batch.id
@@ -339,6 +344,7 @@ class OpenAIBatchDownloadOperator(OpenAIBatchesOperator):
                 f"output file, or an empty one. Its error file: {error_path or 'none'}."
             )
         found = batch.to_dict()
+        self._count(batch, found["usage"])
         return {
             "batch_id": batch.id,
             "status": batch.status,
@@ -346,6 +352,18 @@ class OpenAIBatchDownloadOperator(OpenAIBatchesOperator):
             "error_path": error_path,
             **{name: found[name] for name in ("request_counts", "usage")},
         }
+
+    def _count(self, batch: Batch, usage: Mapping[str, int] | None) -> None:
+        from airflow_provider_openai_batches.jobs.pricing import cost
+
+        counts = batch.request_counts
+        unfinished = "missing" if batch.status == BatchStatus.COMPLETED else batch.status
+        rows = {"succeeded": counts.completed, "failed": counts.failed}
+        rows[unfinished] = rows.get(unfinished, 0) + counts.total - counts.completed - counts.failed
+        spent = cost({batch.model: batch.usage}, self.hook.prices) if batch.usage and batch.model else None
+        meter = self.meter(batch.endpoint)
+        meter.ended(batch, batch.model)
+        meter.answered(rows, usage, spent, batch.model)
 
     def _fetch(self, batch: Batch, kind: Literal["output", "errors"], *, other_lines: int) -> tuple[str | None, int]:
         """Write one of the two files; return its path, None if there is nothing to write, and its lines.

@@ -64,10 +64,14 @@ def judge(batch: Batch, *, cleared: bool) -> Verdict:
 
 
 class Purchase(NamedTuple):
-    """A batch and when it was bought, in unix seconds: by our clock, or by the service's where nobody noted it."""
+    """A batch, when it was bought, in unix seconds, and whether this attempt bought it.
+
+    The time is by our clock, or by the service's where nobody noted it.
+    """
 
     batch: Batch
     bought_at: float
+    is_new: bool
 
 
 def find_or_create(
@@ -99,7 +103,7 @@ def find_or_create(
         batch = earlier.batch
         if verdict is Verdict.ADOPT:
             log.info("Going on with batch %s of an earlier attempt (%s).", batch.id, batch.status)
-            return Purchase(batch, purchases.settle(batch))
+            return Purchase(batch, purchases.settle(batch), is_new=False)
         if verdict is Verdict.REFUSE:
             raise AirflowFailException(
                 f"{BatchUnfinishedError(batch)} A retry would buy them again, so it is refused. "
@@ -128,7 +132,7 @@ def find_or_create(
         raise
     batch = purchases.without_twins(batch)
     log.info("Created batch %s for file %s (%s).", batch.id, input_file_id, endpoint)
-    return Purchase(batch, purchases.settle(batch))
+    return Purchase(batch, purchases.settle(batch), is_new=True)
 
 
 class _Earlier(NamedTuple):

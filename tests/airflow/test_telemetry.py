@@ -1,0 +1,265 @@
+"""Metrics as a StatsD server gets them, from real tasks against the emulator."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import TaskDeferred, conf
+
+from airflow_provider_openai_batches.api.errors import BatchFailedError
+from airflow_provider_openai_batches.api.models import Batch
+from airflow_provider_openai_batches.emulator import Emulator
+from airflow_provider_openai_batches.operators.openai_batches import (
+    OpenAIBatchDownloadOperator,
+    OpenAIBatchOperator,
+    OpenAIBatchSubmitOperator,
+    OpenAIBatchUploadOperator,
+)
+from airflow_provider_openai_batches.telemetry import METRICS, Meter
+from tests.airflow.conftest import Attempts
+from tests.conftest import API_KEY
+
+pytest.importorskip("statsd")
+pytestmark = [pytest.mark.airflow, pytest.mark.usefixtures("no_pauses")]
+
+DOCS = Path(__file__).parents[2] / "docs" / "telemetry.md"
+ROW = re.compile(r"^\| `(openai_batches\.\w+)` \| (counter|timer) \| (.*?) \| (.*?) \|$", re.MULTILINE)
+LINE = re.compile(r"airflow\.(?P<name>openai_batches\.\w+),(?P<tags>[^:|]+):(?P<value>[^|]+)\|(?P<kind>c|ms)")
+
+
+class Received:
+    """What arrived: amounts by name and tags."""
+
+    def __init__(self, server: socket.socket) -> None:
+        self._server = server
+        self.amounts: Counter[tuple[str, frozenset[tuple[str, str]]]] = Counter()
+        self.kinds: dict[str, str] = {}
+        self.tags: dict[str, set[str]] = {}
+
+    def read(self) -> Received:
+        """Take in all that has arrived; UDP on loopback is there when it is sent."""
+        self._server.setblocking(False)
+        while True:
+            try:
+                packet = self._server.recv(65_536).decode()
+            except BlockingIOError:
+                return self
+            for line in packet.splitlines():
+                if not line.startswith("airflow.openai_batches"):
+                    continue
+                found = LINE.fullmatch(line)
+                assert found, line
+                tags = dict(tag.split("=") for tag in found["tags"].split(","))
+                self.amounts[found["name"], frozenset(tags.items())] += float(found["value"])
+                self.kinds[found["name"]] = found["kind"]
+                self.tags.setdefault(found["name"], set()).update(tags)
+
+    def amount(self, name: str, **tags: str) -> float:
+        return sum(
+            amount
+            for (found, their), amount in self.amounts.items()
+            if found == f"openai_batches.{name}" and tags.items() <= dict(their).items()
+        )
+
+
+@pytest.fixture
+def statsd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Received]:
+    """A StatsD server, and this process told of it as a worker's would be."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        for name, value in {
+            "STATSD_ON": "True",
+            "STATSD_HOST": "127.0.0.1",
+            "STATSD_PORT": str(server.getsockname()[1]),
+            "STATSD_INFLUXDB_ENABLED": "True",
+        }.items():
+            monkeypatch.setenv(f"AIRFLOW__METRICS__{name}", value)
+        assert conf.getboolean("metrics", "statsd_on")
+        start_stats()
+        yield Received(server)
+    monkeypatch.undo()
+    start_stats()
+
+
+def start_stats() -> None:
+    """Do what a task's process does when it starts."""
+    stats = pytest.importorskip("airflow.sdk.observability.stats", reason="Airflow 3.3 starts its metrics like this")
+    from airflow.sdk.observability.metrics import stats_utils
+
+    stats.initialize(factory=stats_utils.get_stats_factory(), export_legacy_names=False)
+
+
+@pytest.fixture
+def emulator() -> Iterator[Emulator]:
+    """An emulator whose batches are over before anybody has looked twice."""
+    with Emulator(speed=1250, api_key=API_KEY) as server:
+        yield server
+
+
+@pytest.fixture
+def prices(connection: Callable[..., None]) -> None:
+    connection(extra={"prices": {"gpt-4o-mini": {"input": 10.0, "output": 20.0}}})
+
+
+def job(attempts: Attempts, run_trigger: Callable[..., list[Any]], **parameters: Any) -> dict[str, Any]:
+    """Run one attempt of a job to its end, through the triggerer's code."""
+    context = attempts.next()
+
+    def operator() -> OpenAIBatchOperator:
+        return OpenAIBatchOperator(task_id="job", model="gpt-4o-mini", poll_interval=0.05, **parameters)
+
+    try:
+        return operator().execute(context)
+    except TaskDeferred as deferred:
+        waiting = deferred
+    while True:
+        [event] = run_trigger(waiting.trigger)
+        try:
+            return operator().execute_complete(context, event)
+        except TaskDeferred as deferred:
+            waiting = deferred
+
+
+DAG_ID = "adhoc_airflow"
+"""What Airflow calls the DAG of an operator that has none."""
+
+
+def test_everything_that_is_documented_arrives_and_nothing_else(
+    statsd: Received,
+    emulator: Emulator,
+    prices: None,
+    attempts: Attempts,
+    run_trigger: Callable[..., list[Any]],
+    tmp_path: Path,
+) -> None:
+    emulator.add_fault({"on": {"custom_id": "row-1"}, "do": {"outcome": "error"}})
+    emulator.add_fault({"on": {"method": "GET", "path": "/batches/*"}, "do": {"status": 503}})
+    parameters = {"requests": ["a", "b", "c"], "output_path": str(tmp_path), "max_failed": 1}
+    manifest = job(attempts, run_trigger, **parameters)
+    statsd.read()
+    assert set(statsd.kinds) == {metric.name for metric in METRICS}
+    assert {name: {"c": "counter", "ms": "timer"}[kind] for name, kind in statsd.kinds.items()} == {
+        metric.name: metric.kind for metric in METRICS
+    }
+    assert statsd.tags == {metric.name: set(metric.tags) for metric in METRICS}
+    assert not any("batch_" in value for _, tags in statsd.amounts for _, value in tags)
+
+    here = {"dag_id": DAG_ID, "conn_id": "openai_batches_default", "endpoint": "/v1/chat/completions"}
+    here["model"] = "gpt-4o-mini"
+    batches = len(manifest["batch_ids"])
+    assert statsd.amount("created", **here) == statsd.amount("ended", **here) == batches
+    assert statsd.amount("ended", status="completed") == batches
+    assert statsd.amount("rows", outcome="succeeded", **here) == 2
+    assert statsd.amount("rows", outcome="failed") == 1
+    assert statsd.amount("rows") == 3
+    usage = manifest["usage"]
+    assert statsd.amount("tokens", kind="input", **here) == usage["input_tokens"] > 0
+    assert statsd.amount("tokens", kind="output") == usage["output_tokens"] > 0
+    assert statsd.amount("cost_microusd") == round(manifest["cost"] * 1_000_000) > 0
+    assert statsd.amount("poll_errors", error="ServerError", conn_id="openai_batches_default") == 1
+    assert statsd.amount("poll_calls") > 1
+
+
+def test_what_is_done_already_is_not_counted_again(
+    statsd: Received,
+    emulator: Emulator,
+    prices: None,
+    attempts: Attempts,
+    run_trigger: Callable[..., list[Any]],
+    tmp_path: Path,
+) -> None:
+    parameters = {"requests": ["a", "b", "c"], "output_path": str(tmp_path)}
+    job(attempts, run_trigger, **parameters)
+    counted = dict(statsd.read().amounts)
+    assert counted
+    attempts.clear()
+    job(attempts, run_trigger, **parameters, replan="never")
+    assert dict(statsd.read().amounts) == counted
+    attempts.clear()
+    parameters["requests"] = ["a", "b", "changed", "new"]
+    job(attempts, run_trigger, **parameters)
+    assert statsd.read().amount("rows", outcome="succeeded") == 3 + 2
+    assert statsd.amount("rows", outcome="kept") == 2
+    assert statsd.amount("created") == 2
+
+
+def test_a_retry_of_a_job_counts_its_batches_once(
+    statsd: Received,
+    emulator: Emulator,
+    connection: None,
+    attempts: Attempts,
+    run_trigger: Callable[..., list[Any]],
+    tmp_path: Path,
+) -> None:
+    parameters = {"requests": ["a", "b", "c"], "output_path": str(tmp_path), "max_requests_per_batch": 2}
+    with pytest.raises(TaskDeferred):
+        OpenAIBatchOperator(task_id="job", model="gpt-4o-mini", **parameters).execute(attempts.next())
+    assert statsd.read().amount("created") == 2
+    job(attempts, run_trigger, **parameters)
+    assert statsd.read().amount("created") == statsd.amount("ended") == 2
+
+
+def test_single_steps_count_a_batch_once(
+    statsd: Received, emulator: Emulator, prices: None, attempts: Attempts, input_file: Path, tmp_path: Path
+) -> None:
+    context = attempts.next()
+    file_id = OpenAIBatchUploadOperator(task_id="upload", source=str(input_file)).execute(context)
+    submit = OpenAIBatchSubmitOperator(
+        task_id="submit",
+        input_file_id=file_id,
+        endpoint="/v1/chat/completions",
+        wait_for_completion=True,
+        deferrable=False,
+        poll_interval=0.05,
+    )
+    batch_id = submit.execute(context)
+    assert statsd.read().amount("created") == 1
+    assert statsd.amount("ended") == 0
+    got = OpenAIBatchDownloadOperator(task_id="get", batch_id=batch_id, output_path=str(tmp_path)).execute(context)
+    assert statsd.read().amount("ended", status="completed", model="gpt-4o-mini") == 1
+    assert statsd.amount("rows", outcome="succeeded") == statsd.amount("rows") == 3
+    assert statsd.amount("tokens", kind="output") == got["usage"]["output_tokens"]
+    assert statsd.amount("cost_microusd") == 10 * got["usage"]["input_tokens"] + 20 * got["usage"]["output_tokens"]
+    # The next attempt of the submission goes on with the batch.
+    submit.execute(attempts.next())
+    assert statsd.read().amount("created") == 1
+
+
+def test_a_batch_that_leaves_nothing_to_download_is_counted_where_it_is_waited_for(
+    statsd: Received, emulator: Emulator, connection: None, attempts: Attempts, input_file: Path
+) -> None:
+    emulator.add_fault({"on": {"batch": {}}, "do": {"outcome": "failed"}})
+    context = attempts.next()
+    submit = OpenAIBatchSubmitOperator(
+        task_id="submit",
+        input_file_id=OpenAIBatchUploadOperator(task_id="upload", source=str(input_file)).execute(context),
+        endpoint="/v1/chat/completions",
+        wait_for_completion=True,
+        deferrable=False,
+        poll_interval=0.05,
+    )
+    with pytest.raises(BatchFailedError):
+        submit.execute(context)
+    assert statsd.read().amount("ended", status="failed") == statsd.amount("ended") == 1
+
+
+def test_no_text_of_others_breaks_a_line(statsd: Received) -> None:
+    meter = Meter("dag", "team:prod", None)
+    meter.created(1, "ft:gpt-4o:org::id,x=y|c\n#@é" + "x" * 500)
+    assert statsd.read().amount("created", conn_id="team_prod", endpoint="unknown") == 1
+    meter.ended(Batch(id="batch_1", status="a new status"), None)
+    assert statsd.read().amount("ended", status="other", model="unknown") == 1
+
+
+def test_the_documented_table_is_what_the_code_counts() -> None:
+    found = [(name, kind, tags, meaning) for name, kind, tags, meaning in ROW.findall(DOCS.read_text())]
+    assert found == [
+        (metric.name, metric.kind, ", ".join(f"`{tag}`" for tag in metric.tags), metric.meaning) for metric in METRICS
+    ]
