@@ -340,7 +340,7 @@ def _vector_fault(position: int, raw: msgspec.Raw) -> str | None:
 def _is_plain_vector(vector: bytes) -> bool:
     """Whether valid JSON is surely a list of numbers of less than 39 digits. Most vectors are; no float is built."""
     signs = vector.translate(None, _NO_SIGNS)
-    return _SIGNS_OF_NUMBERS.fullmatch(signs) is not None and b"0" * 38 not in vector.translate(_ZEROS)
+    return _SIGNS_OF_NUMBERS.fullmatch(signs) is not None and b"0" * 39 not in vector.translate(_ZEROS)
 
 
 _body_decoder = msgspec.json.Decoder(_Body)

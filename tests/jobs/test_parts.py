@@ -6,12 +6,14 @@ import json
 import struct
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError
 from airflow_provider_openai_batches.api.models import Usage
@@ -159,6 +161,56 @@ def test_large_rows_are_cut_into_row_groups(tmp_path: Path) -> None:
     assert parquet.ParquetFile(part.path).num_row_groups == 2
 
 
+def test_all_of_a_row_counts_towards_its_row_group(tmp_path: Path) -> None:
+    parquet = importlib.import_module("pyarrow.parquet")
+    large = "x" * 3_000_000
+    failure = RowFailure("code", large)
+    rows = [good(0, "a", {"text": large}), structs.replace(bad(1), error=failure), good(2, large), good(3), bad(4)]
+    (part,) = write_parts([rows], tmp_path, format="parquet", column=OutputColumn.TEXT)
+    file = parquet.ParquetFile(part.path)
+    assert [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)] == [3, 2]
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_large_rows_are_written_and_read_in_little_memory(tmp_path: Path, format: Any) -> None:
+    pyarrow = importlib.import_module("pyarrow")
+    importlib.import_module("pyarrow.parquet")
+    count, size, bound = 30, 2_000_000, 40_000_000
+    most = 0
+
+    def in_use() -> int:
+        return int(tracemalloc.get_traced_memory()[0] + pyarrow.total_allocated_bytes() - before)
+
+    def rows() -> Iterator[ResultRow]:
+        nonlocal most
+        for index in range(count):
+            most = max(most, in_use())
+            yield good(index, "a", {"text": str(index % 10) * size})
+
+    before = pyarrow.total_allocated_bytes()
+    tracemalloc.start()
+    try:
+        parts = list(write_parts([rows()], tmp_path, format=format, column=OutputColumn.TEXT))
+        assert most < bound < count * size
+        found = 0
+        for row in read_results(manifest(parts)):
+            found += len(row["context"]["text"])
+            most = max(most, in_use())
+        assert found == count * size
+        assert most < bound
+        # Between two rows as well.
+        assert tracemalloc.get_traced_memory()[1] < bound
+    finally:
+        tracemalloc.stop()
+
+
+def test_vectors_of_several_lengths_are_in_one_column(tmp_path: Path) -> None:
+    outputs = [[0.5], [0.25, 1.0, -1.0], [[0.5], [1.0, 2.0]], [0.5, 0.5]]
+    rows = [good(at, output) for at, output in enumerate(outputs)]
+    parts = list(write_parts([rows], tmp_path, format="parquet", column=OutputColumn.VECTOR))
+    assert [row["output"] for row in read_results(manifest(parts))] == outputs
+
+
 def test_the_column_type_fits_what_the_endpoint_answers() -> None:
     assert output_column(EMBEDDINGS, structured=False) is OutputColumn.VECTOR
     assert output_column(CHAT, structured=False) is OutputColumn.TEXT
@@ -185,6 +237,15 @@ def test_outputs_of_several_types_are_text_in_a_table(tmp_path: Path) -> None:
     parts = list(write_parts([[good(0, "a"), good(1, {"tool_calls": []}), bad(2)]], tmp_path))
     table: Any = read_results_frame(manifest(parts), "pyarrow")
     assert table["output"].to_pylist() == ['"a"', '{"tool_calls":[]}', None]
+
+
+def test_numbers_that_a_table_has_no_type_for_are_text_in_it(tmp_path: Path) -> None:
+    parts = list(write_parts([[good(0, 2**70), good(1, {"n": -(2**64)})]], tmp_path))
+    table: Any = read_results_frame(manifest(parts), "pyarrow")
+    assert table["output"].to_pylist() == [str(2**70), f'{{"n":{-(2**64)}}}']
+    parts = list(write_parts([[good(0, 2**70)]], tmp_path))
+    table = read_results_frame(manifest(parts), "pyarrow")
+    assert table["output"].to_pylist() == [str(2**70)]
 
 
 def test_an_unknown_library_is_refused() -> None:

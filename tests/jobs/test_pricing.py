@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError
 from airflow_provider_openai_batches.api.models import Usage
-from airflow_provider_openai_batches.jobs.pricing import Price, cost, parse_prices, price_of
+from airflow_provider_openai_batches.jobs.pricing import Price, cost, most_output_tokens, parse_prices, price_of
 
 MINI = {"input": 0.075, "cached_input": 0.0375, "output": 0.3}
 
@@ -91,3 +94,24 @@ def test_a_malformed_table_is_refused_where_it_is_wrong(table: object, complaint
 
 def test_prices_typed_into_a_form_are_numbers() -> None:
     assert parse_prices({"m": {"input": "0.075", "output": "0.3"}})["m"] == Price(input=0.075, output=0.3)
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        ({}, 0),
+        ({"n": 3}, 0),
+        ({"max_tokens": 10}, 10),
+        ({"max_output_tokens": 10}, 10),
+        ({"max_completion_tokens": 10, "max_tokens": 99}, 10),
+        ({"max_completion_tokens": 10, "n": 3}, 30),
+        ({"max_completion_tokens": 10, "n": None}, 10),
+        ({"max_completion_tokens": None, "max_tokens": 7}, 7),
+        ({"max_tokens": "many", "n": "some"}, 0),
+        ({"max_tokens": -5, "n": -2}, 0),
+        ({"max_tokens": True}, 0),
+    ],
+)
+def test_an_answer_has_at_most_the_tokens_of_its_cap_for_each_choice(body: dict[str, Any], tokens: int) -> None:
+    line = {"custom_id": "r", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", **body}}
+    assert most_output_tokens(json.dumps(line).encode()) == tokens

@@ -4,6 +4,7 @@ import datetime
 import decimal
 import enum
 import json
+import re
 import uuid
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -11,7 +12,17 @@ from typing import Annotated, Any, Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, RootModel, computed_field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    HttpUrl,
+    RootModel,
+    computed_field,
+    field_serializer,
+    field_validator,
+)
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError
 from airflow_provider_openai_batches.emulator.schema_instance import instance_of
@@ -376,6 +387,69 @@ def test_what_only_the_model_knows_is_checked_too() -> None:
     assert error is not None
     assert "$.n: Value error, must be even, got 3" in error
     assert "$.name: " in error
+
+
+class Mapped(BaseModel):
+    """A model whose own code fails, in the way that the answer says."""
+
+    label: str
+
+    @field_validator("label")
+    @classmethod
+    def look_up(cls, label: str) -> Any:
+        return {"object": object(), "digits": 10**5000, "zero": 0}[label]
+
+    @field_serializer("label")
+    def write(self, label: Any) -> Any:
+        return label or 1 / label
+
+
+class Half(BaseModel):
+    """A model that makes something of the answer that cannot be shown."""
+
+    label: str
+
+    @field_validator("label", mode="before")
+    @classmethod
+    def look_up(cls, label: str) -> Any:
+        return Halved()
+
+
+class Halved:
+    def __repr__(self) -> str:
+        return "\ud800"
+
+
+@pytest.mark.parametrize(
+    ("model", "label", "explanation"),
+    [
+        (Mapped, "unknown", "KeyError: 'unknown'"),
+        (Mapped, "\u2028" * 1000, "KeyError: "),
+        (Mapped, "object", "PydanticSerializationError: Unable to serialize unknown type"),
+        (Mapped, "digits", "RowError: .*4300 digits"),
+        (Mapped, "zero", "ZeroDivisionError"),
+        (Half, "a", r"\$.label: Input should be a valid string, got \?"),
+    ],
+)
+def test_whatever_a_model_s_own_code_raises_is_the_answer_s_error(model: Any, label: str, explanation: str) -> None:
+    parsed = OutputSchema.of(model).parse(json.dumps({"label": label}))
+    assert parsed.value is None
+    assert parsed.error is not None
+    assert re.search(explanation, parsed.error)
+    assert len(parsed.error.encode()) < 1_000
+
+
+def test_what_ends_a_process_is_not_an_answer_s_error() -> None:
+    class Interrupted(BaseModel):
+        label: str
+
+        @field_validator("label")
+        @classmethod
+        def check(cls, label: str) -> str:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        OutputSchema.of(Interrupted).parse('{"label": "a"}')
 
 
 @pytest.mark.parametrize("output_type", [Cat, OutputSchema.of(Cat).schema])
