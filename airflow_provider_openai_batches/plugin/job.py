@@ -116,7 +116,9 @@ def _ledger(traces: _Traces) -> tuple[Ledger | None, str | None]:
     try:
         ledger = _in_time(lambda: load_ledger(open_directory(path), Owner(*_owner(traces.place))))
     except LedgerError as error:
-        return None, str(error)
+        # Not its text: it may name a task of a DAG that the user may not see.
+        log.warning("A job's tab does without its ledger: %s", error)
+        reason = "it is damaged, of a newer version, or another task's; the API server's log says which"
     except Exception as error:  # noqa: BLE001 - each kind of storage has errors of its own
         log.info("The ledger in %s cannot be read: %s", path, type(error).__name__)
         reason = f"it cannot be read from the API server ({type(error).__name__})"

@@ -100,10 +100,19 @@ class TestFinished:
         assert "is not there" in job["note"]
 
     def test_a_damaged_ledger_is_told_of(self, browse: Browse, task: dict[str, Any], tmp_path: Path) -> None:
-        (tmp_path / "out/_job/job.json").write_text("{")
+        for path in (tmp_path / "out/_job/attempts").iterdir():
+            path.write_text("{")
         job = show(browse, task)
         assert job["finished"] is True
-        assert "is not readable as a ledger" in job["note"]
+        assert "it is damaged" in job["note"]
+
+    def test_another_tasks_ledger_is_not_shown(self, browse: Browse, task: dict[str, Any], tmp_path: Path) -> None:
+        for path in (tmp_path / "out/_job").rglob("*.json"):
+            path.write_text(path.read_text().replace(task["dag_id"], "a_hidden_dag"))
+        job = show(browse, task)
+        assert job["shards"][0]["rounds"][0]["landed"] is False, "the XComs tell, not the ledger"
+        assert "another task's" in job["note"]
+        assert "a_hidden_dag" not in str(job)
 
     def test_a_storage_that_hangs_is_not_waited_for(
         self, browse: Browse, task: dict[str, Any], monkeypatch: pytest.MonkeyPatch

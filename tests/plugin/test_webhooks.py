@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -159,7 +160,7 @@ def test_whether_a_connection_exists_is_not_told(
     stale = signed(body(), webhook_id=webhook_id, at=1)
     for headers in (forged, stale, {}):
         answers = {
-            openai.post(f"/webhooks/{conn_id}", content=body(), headers=headers).text
+            re.sub(r"\d", "#", openai.post(f"/webhooks/{conn_id}", content=body(), headers=headers).text)
             for conn_id in (CONN_ID, second_connection, "broken_secret", "other_type", "nothing")
         }
         assert len(answers) == 1
