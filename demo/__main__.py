@@ -25,6 +25,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 WORKSPACE = REPOSITORY / ".demo"
 DAGS_FOLDER = REPOSITORY / "example_dags"
 FOREVER_S = float("inf")
+BATCH_SECONDS = {"run": 10.0, "airflow": 45.0}
+"""How long the emulator takes for a batch: little where it is waited for, more where it is watched."""
 
 
 def main() -> int:
@@ -54,7 +56,9 @@ def _run(command: str, workspace: Path, console: Console) -> None:
     airflow_port, emulator_port = _port("AIRFLOW_PORT"), _port("EMULATOR_PORT")
     with _emptied(workspace), Processes(workspace / "logs", catch_signals=True) as processes:
         started = time.monotonic()
-        server = openai_from_environment() or start_emulator(processes, workspace / "emulator", port=emulator_port)
+        server = openai_from_environment() or start_emulator(
+            processes, workspace / "emulator", port=emulator_port, batch_seconds=BATCH_SECONDS[command]
+        )
         model = os.environ.get("DEMO_MODEL") or "gpt-4o-mini"
         _introduce(server, model, console)
         console.print("starting Airflow (scheduler, triggerer, DAG processor, API server) ...")
@@ -101,7 +105,10 @@ def _introduce(server: OpenAIServer, model: str, console: Console) -> None:
 
 def _keep_up(airflow: Airflow, console: Console) -> None:
     console.print(f"open {airflow.url} as user [bold]{USER}[/bold], password [bold]{airflow.password}[/bold]")
-    console.print("Ctrl-C stops everything.")
+    console.print(
+        "Turn on the DAGs label_tickets and count_ticket_labels, trigger the first, and watch its batch under "
+        "[bold]OpenAI Batches[/bold] in the bar on the left. Its results start the second. Ctrl-C stops everything."
+    )
     airflow.processes.wait_for(lambda: False, timeout_s=FOREVER_S, what="Ctrl-C")
 
 

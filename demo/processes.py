@@ -71,10 +71,12 @@ class Processes:
     :param catch_signals: within the block, SIGINT, SIGTERM and SIGHUP become `Interrupted`, raised by the next
         `wait_for` and not in between: raising from the handler could strike between fork and bookkeeping and leak a
         child. Stopping waits without `wait_for`, so an impatient second Ctrl-C cannot cut it short.
+    :param grace_s: seconds that children have to end by themselves
     """
 
-    def __init__(self, log_dir: Path, *, catch_signals: bool = False):
+    def __init__(self, log_dir: Path, *, catch_signals: bool = False, grace_s: float = STOP_GRACE_S):
         self.log_dir = log_dir
+        self.grace_s = grace_s
         log_dir.mkdir(parents=True, exist_ok=True)
         self._signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if catch_signals else ()
         self._restored_handlers = contextlib.ExitStack()
@@ -166,7 +168,7 @@ class Processes:
         for child in reversed(self._children):
             if child.popen.poll() is None:
                 child.popen.terminate()
-        _wait_until(lambda: all(child.popen.poll() is not None for child in self._children), STOP_GRACE_S)
+        _wait_until(lambda: all(child.popen.poll() is not None for child in self._children), self.grace_s)
         # Whatever outlives its parent's orderly exit, or was orphaned by a crash, has had its chance.
         survivors = {process.pid: process for process in (*family, *self._family()) if is_alive(process)}
         for process in survivors.values():

@@ -64,7 +64,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture(scope="package")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    with Processes(tmp_path_factory.mktemp("logs")) as processes:
+    with Processes(tmp_path_factory.mktemp("logs"), grace_s=0) as processes:
         yield processes
 
 

@@ -14,7 +14,7 @@ from demo.processes import Processes
 
 @pytest.fixture(scope="session")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    with Processes(tmp_path_factory.mktemp("logs")) as processes:
+    with Processes(tmp_path_factory.mktemp("logs"), grace_s=0) as processes:
         yield processes
 
 

@@ -46,7 +46,7 @@ def airflow(service: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Iter
         "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
     }
     home = tmp_path_factory.mktemp("job") / "airflow"
-    with Processes(tmp_path_factory.mktemp("logs")) as processes:
+    with Processes(tmp_path_factory.mktemp("logs"), grace_s=0) as processes:
         yield Airflow.start(processes, home, Path(__file__).parent / "dags", env=environment)
 
 

@@ -116,7 +116,14 @@ function Actions({ batch, conn_id, refresh }) {
           onClose: close,
         },
         h("p", null, "Requests that are done are paid and stay available. The rest will not run."),
-        batch.made_by && h("p", null, "The task that waits for it goes on with what there is, or fails, as its DAG says."),
+        batch.made_by &&
+          h(
+            "p",
+            null,
+            batch.job
+              ? "Its job sends the rest again, in another batch. To stop the whole job, mark its task as failed."
+              : "The task that waits for it goes on with what there is, or fails, as its DAG says.",
+          ),
       ),
     asking === "delete" &&
       h(
