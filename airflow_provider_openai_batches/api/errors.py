@@ -21,6 +21,7 @@
     │   ├── QuotaExhaustedError       429 that a person has to solve
     │   ├── QueueFullError            the model's batch queue is full (400 or 429)
     │   └── ServerError               408 and 5xx
+    ├── WebhookError                  a webhook that must not be acted upon: its kinds are in :mod:`.webhooks`
     └── BatchEndedError               a batch came to an end that gives nothing to work with
         ├── BatchFailedError          the service refused the batch; carries its line errors
         ├── BatchUnfinishedError      expired or cancelled before all requests were answered

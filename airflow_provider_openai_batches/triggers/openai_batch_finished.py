@@ -76,6 +76,7 @@ class OpenAIBatchFinishedTrigger(BaseEventTrigger):
         self.poll_interval = float(poll_interval)
         self._cursor: Cursor | None = None
         self._saved: Cursor | None = None
+        self._store: Any = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what the triggerer rebuilds this trigger from; no secret is among it."""
@@ -174,26 +175,32 @@ class OpenAIBatchFinishedTrigger(BaseEventTrigger):
         """Return the cursor of the triggerer that ran this before; None if there is none."""
         from airflow_provider_openai_batches.survey import Cursor
 
-        store = getattr(self, "asset_state_store", None)  # Airflow 3.3 gives one.
-        if store is None:
-            return None
-        while True:
+        self._store = getattr(self, "asset_state_store", None)  # Airflow 3.3 gives one.
+        while self._store is not None:
             try:
-                kept = await store.aget(self._key)
-                return None if kept is None else Cursor.from_json(kept)
-            except ValueError as error:
-                self.log.warning("What was told before is not known, beginning anew: %s", error)
-                return None
+                kept = await self._store.aget(self._key)
+            except ValueError:
+                self._store = None
+                self.log.warning(
+                    "Several assets have a watcher like this one, so that what it tells cannot be noted, and a restart "
+                    "begins anew. Give each asset a watcher that differs in a filter or the interval."
+                )
             except Exception:
                 # Beginning anew would leave out what ended meanwhile.
                 self.log.exception("What was told before cannot be read, trying again.")
                 await asyncio.sleep(self.poll_interval)
+            else:
+                try:
+                    return None if kept is None else Cursor.from_json(kept)
+                except ValueError as error:
+                    self.log.warning("What was told before is not understood, beginning anew: %s", error)
+                    return None
+        return None
 
     async def _save(self, cursor: Cursor) -> None:
-        store = getattr(self, "asset_state_store", None)
         try:
-            if store is not None:
-                await store.aset(self._key, cursor.to_json())
+            if self._store is not None:
+                await self._store.aset(self._key, cursor.to_json())
         except Exception:
             # The next look tries again; only what was told until then would be repeated by a restart.
             self.log.warning("What was told could not be noted.", exc_info=True)
