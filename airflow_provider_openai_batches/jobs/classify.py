@@ -9,6 +9,7 @@ an answer, 2xx, complete (and valid, with an output type)        `succeeded`    
 an answer cut off by the request's token cap                     `invalid_output`  `truncated`            larger cap
 an answer cut off, and the request has no cap to enlarge         `invalid_output`  `truncated`            no
 an answer that does not follow the output type                   `invalid_output`  `invalid_output`       with feedback
+an answer that the output type's own validators cannot check     `invalid_output`  `invalid_output`       no
 an answer with nothing in it                                     `invalid_output`  `no_output`            same request
 a vector with NaN; numbers that no reader takes, such as 1e400   `invalid_output`  `unusable_output`      same request
 a refusal by the model                                           `failed`          `refusal`              no
@@ -229,7 +230,7 @@ def _complete(
     facts: dict[str, Any],
     error: Callable[[str, str | None], RowFailure],
     parse_output: Callable[[str], Parsed] | None,
-) -> Done | Retry:
+) -> Done | Retry | Dead:
     if parse_output is None:
         return Done(status=RowStatus.SUCCEEDED, output=answer.output, **facts)
     if not answer.is_text:
@@ -241,8 +242,10 @@ def _complete(
         written = msgspec.json.decode(raw, type=str)
         parsed = parse_output(written)
         if parsed.error is not None:
-            feedback = Feedback(written, parsed.error)
             wrong = error("invalid_output", parsed.error)
+            if parsed.checker_failed:
+                return Dead(status=RowStatus.INVALID_OUTPUT, error=wrong, **facts)
+            feedback = Feedback(written, parsed.error)
             return Retry(status=RowStatus.INVALID_OUTPUT, error=wrong, change=feedback, **facts)
         values.append(parsed.value)
     return Done(status=RowStatus.SUCCEEDED, output=values if several else values[0], **facts)

@@ -15,6 +15,7 @@ from airflow_provider_openai_batches.api.errors import (
     is_queue_full,
 )
 from airflow_provider_openai_batches.api.models import Batch, BatchStatus
+from airflow_provider_openai_batches.api.tracing import traced
 from airflow_provider_openai_batches.jobs.finish import open_shard
 from airflow_provider_openai_batches.jobs.ledger import Round, Shard
 from airflow_provider_openai_batches.jobs.queue import postpone, refused_as_full
@@ -44,6 +45,7 @@ class AnswersGoneError(OpenAIBatchesError):
     """The service does not know a batch or a file that the ledger says is paid for."""
 
 
+@traced("openai_batches.land")
 def land(job: Job, shard: Shard) -> None:
     """Deal with the end of a batch: fetch its files, or find out why there are none."""
     current = shard.round
@@ -110,11 +112,12 @@ def review(job: Job, shard: Shard) -> None:
         number = shard.round.number + 1 + shard.dropped_rounds
         with job.directory.staging() as staging:
             limits = job.settings.limits
+            queue_limit = (limits.max_tokens or {}).get(shard.model, math.inf)
             written = rows.write_next_round(
                 staging / "requests",
                 estimated_tokens,
                 max_bytes=limits.max_bytes,
-                max_tokens=shard.max_tokens or (limits.max_tokens or {}).get(shard.model, math.inf),
+                max_tokens=queue_limit if shard.max_tokens is None else shard.max_tokens,
             )
             job.directory.publish(staging / "requests", shard.file("requests", number))
     shard.rounds.append(Round(number, written.requests, written.bytes, written.tokens))

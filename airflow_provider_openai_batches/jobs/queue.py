@@ -127,7 +127,8 @@ def release(job: Job, model: str) -> None:
 
 def _backoff_s(job: Job, current: Round) -> float:
     first, longest = QUEUE_WAIT_S
-    return min(first * 2 ** min(current.times_queue_full, _MOST_DOUBLINGS), longest) * job.patience
+    doublings = min(current.times_queue_full, _MOST_DOUBLINGS)
+    return min(first * 2.0**doublings, longest) * job.patience
 
 
 def queue_limit(message: str) -> int | None:

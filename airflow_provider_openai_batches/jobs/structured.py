@@ -31,6 +31,8 @@ class Parsed(msgspec.Struct, frozen=True):
     """The answer, of JSON's types; None as well for an answer that is ``null``."""
     error: str | None = None
     """What does not fit and where, in words that can be shown to the model so that it corrects itself."""
+    checker_failed: bool = False
+    """Whether the check itself broke down, so that another answer would help nobody."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class OutputSchema:
             return self._checked(text, value)
         except Exception as error:  # noqa: BLE001 - a model's validators are anybody's code
             said = f"The answer could not be checked: {type(error).__name__}: {error}"
-            return Parsed(error=_sendable(said[:_FAULT_CHARS]))
+            return Parsed(error=_sendable(said[:_FAULT_CHARS]), checker_failed=True)
 
     def _checked(self, text: str, value: Any) -> Parsed:
         if self._model is None:
