@@ -107,7 +107,7 @@ def _keep_up(airflow: Airflow, console: Console) -> None:
     console.print(f"open {airflow.url} as user [bold]{USER}[/bold], password [bold]{airflow.password}[/bold]")
     console.print(
         "Turn on the DAGs label_tickets and count_ticket_labels, trigger the first, and watch its batch under "
-        "[bold]OpenAI Batches[/bold] in the bar on the left. Its results start the second. Ctrl-C stops everything."
+        "[bold]Browse > OpenAI Batches[/bold]. Its results start the second. Ctrl-C stops everything."
     )
     airflow.processes.wait_for(lambda: False, timeout_s=FOREVER_S, what="Ctrl-C")
 
