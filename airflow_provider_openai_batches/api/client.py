@@ -37,6 +37,7 @@ from airflow_provider_openai_batches.api.models import Batch, BatchStatus, File
 from airflow_provider_openai_batches.api.retry import DEFAULT_ATTEMPTS, is_retryable, retrying
 from airflow_provider_openai_batches.api.session import ServiceSession
 from airflow_provider_openai_batches.api.settings import ClientSettings
+from airflow_provider_openai_batches.api.tracing import traced
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ class BatchClient:
 
     # --- files -------------------------------------------------------------------------------------------------------
 
+    @traced("openai_batches.upload")
     def upload_file(
         self,
         source: Callable[[], BinaryIO],
@@ -146,6 +148,7 @@ class BatchClient:
         except NotFoundError:
             log.info("File %s is already gone.", file_id)
 
+    @traced("openai_batches.download")
     def download_file(self, file_id: str, destination: Path, *, check: Callable[[Path], None] | None = None) -> int:
         """Write a file's content to disk; ``destination`` appears whole or not at all.
 
@@ -180,6 +183,7 @@ class BatchClient:
 
     # --- batches -----------------------------------------------------------------------------------------------------
 
+    @traced("openai_batches.create")
     def create_batch(
         self,
         input_file_id: str,

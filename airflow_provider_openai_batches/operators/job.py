@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.openlineage.extractors import OperatorLineage
     from pydantic import BaseModel
 
     from airflow_provider_openai_batches.jobs.engine import Job, Waiting
@@ -91,6 +92,8 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
     :param replan: when a cleared task reads its rows again: ``when_finished``, ``always`` or ``never``
     :param delete_remote_files: delete the service's copies of all files at the end
     :param max_cost: refuse a job whose estimate is above this many USD, before anything is sent; needs ``prices``
+        unless every row is answered already. The estimate has the prompts, and answers at each request's token cap
+        times its ``n``; a request without a cap counts no answer, and further attempts are not counted
     :param prices: ``{model: {"input", "cached_input", "output"}}`` in USD per million tokens, at the batch rate;
         default: the connection's
     :param dry_run: write the shards and the estimate, and send nothing
@@ -160,6 +163,7 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
         self._shown: list[str | None] = []
         self._ti: Any = None
         self._job: Job | None = None
+        self._manifest: dict[str, Any] | None = None
         self._killed = False
 
     @property
@@ -196,7 +200,7 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
             self._cancel_if_ended(self._job)
 
     def _go_on(self, context: Context, *, resuming: bool, trouble: str | None = None) -> dict[str, Any]:
-        from airflow_provider_openai_batches.jobs.engine import Finished, Stopped, advance
+        from airflow_provider_openai_batches.jobs.engine import Finished, Stopped, Waiting, advance
 
         self._ti = context["ti"]
         job = self._job = self._open(context, resuming=resuming)
@@ -205,6 +209,7 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
             self._stop_if_late(job)
             with self._counted(job, context):
                 outcome = advance(job)
+            self._manifest = None if isinstance(outcome, Waiting) else outcome.manifest
             if isinstance(outcome, Finished):
                 return self._judged(outcome.manifest, context)
             self._stop_if_killed(job)
@@ -253,6 +258,28 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
         if self.cancel_on_kill and (job.ledger.stopping or has_ended(self._ti)):
             job.ledger.stopping = True  # It must not replace what is cancelled now.
             cancel(job)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
+        """Tell OpenLineage what was read and written, and at what price."""
+        from airflow_provider_openai_batches.lineage import Written, facts, lineage
+
+        read = [str(self.requests)] if isinstance(self.requests, (str, ObjectStoragePath)) else []
+        manifest, job = self._manifest, self._job
+        if manifest is None or job is None or self.plan_only:
+            return lineage(read=read, batch_ids=[each for each in self._shown if each])
+        return lineage(
+            read=read,
+            written=[Written(manifest["output_path"], manifest["requests"], len(manifest["results"]))],
+            batch_ids=manifest["batch_ids"],
+            run=facts(
+                endpoint=self.endpoint,
+                models={shard.model for shard in job.ledger.shards},
+                rows=manifest["by_status"],
+                usage=manifest["usage"],
+                cost_usd=manifest["cost"],
+                batches=len(manifest["batch_ids"]),
+            ),
+        )
 
     @contextmanager
     def _counted(self, job: Job, context: Context) -> Iterator[None]:
