@@ -11,7 +11,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_openai_batches.jobs.directory import open_directory
 from tests.jobs.world import World
+
+open_directory("/")  # imports Airflow, on its first use
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload([__name__])
