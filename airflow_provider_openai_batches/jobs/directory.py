@@ -6,7 +6,7 @@ import os
 import shutil
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
 _DRAFTS = "_job/.drafts"
+_COPIES_AT_ONCE = ("s3", "s3a", "gs", "gcs")
+"""Stores where a copy is done when the call returns. In others it may only be scheduled by then."""
 
 
 def open_directory(location: str | Path | ObjectStoragePath) -> JobDirectory:
@@ -52,8 +54,12 @@ class JobDirectory(ABC):
         """Write a small file only if there is none; of several who try at once, one gets True."""
 
     @abstractmethod
-    def publish(self, local: Path, name: str) -> None:
-        """Move a finished local file to its place. The local one is gone afterwards."""
+    def publish(self, local: Path, name: str, check: Callable[[], None] | None = None) -> None:
+        """Move a finished local file to its place. The local one is gone afterwards.
+
+        :param check: raises if the file is not wanted any more. For files that others replace: it is called when only
+            the last, short step is left, and a :meth:`clean` makes that fail from there on
+        """
 
     @abstractmethod
     @contextmanager
@@ -62,6 +68,10 @@ class JobDirectory(ABC):
 
         :raises FileNotFoundError: there is no such file
         """
+
+    @abstractmethod
+    def names(self, folder: str) -> list[str]:
+        """List the names of the files in a folder; none if it is not there."""
 
     @abstractmethod
     def exists(self, name: str) -> bool:
@@ -82,7 +92,7 @@ class JobDirectory(ABC):
 
     @abstractmethod
     def clean(self) -> None:
-        """Remove the files in the making of processes that died. Nobody may be writing any more."""
+        """Remove the files in the making of processes that died. Those that live and publish get FileNotFoundError."""
 
 
 class _LocalDirectory(JobDirectory):
@@ -116,11 +126,14 @@ class _LocalDirectory(JobDirectory):
             os.link(draft, self.root / name)
         except FileExistsError:
             return False
+        except OSError:
+            # SMB, FAT and some FUSE file systems have no links. This fails too if it was not about that.
+            return self._create(name, content)
         finally:
             draft.unlink()
         return True
 
-    def publish(self, local: Path, name: str) -> None:
+    def publish(self, local: Path, name: str, check: Callable[[], None] | None = None) -> None:
         target = self.root / name
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = self._new_draft()
@@ -129,6 +142,8 @@ class _LocalDirectory(JobDirectory):
                 os.fsync(content.fileno())
             # Within one file system this is a rename, across two a copy; only the second rename shows the file.
             shutil.move(local, draft)
+            if check is not None:
+                check()
             draft.replace(target)
         finally:
             draft.unlink(missing_ok=True)
@@ -139,6 +154,12 @@ class _LocalDirectory(JobDirectory):
         if not path.exists():
             raise FileNotFoundError(path)
         yield path
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            return os.listdir(self.root / folder)
+        except FileNotFoundError:
+            return []
 
     def exists(self, name: str) -> bool:
         return (self.root / name).exists()
@@ -161,6 +182,16 @@ class _LocalDirectory(JobDirectory):
 
     def clean(self) -> None:
         shutil.rmtree(self.root / _DRAFTS, ignore_errors=True)
+
+    def _create(self, name: str, content: bytes) -> bool:
+        try:
+            with (self.root / name).open("xb") as sink:
+                sink.write(content)
+                sink.flush()
+                os.fsync(sink.fileno())
+        except FileExistsError:
+            return False
+        return True
 
     def _new_draft(self) -> Path:
         drafts = self.root / _DRAFTS
@@ -215,9 +246,22 @@ class _RemoteDirectory(JobDirectory):
             return False
         return True
 
-    def publish(self, local: Path, name: str) -> None:
+    def publish(self, local: Path, name: str, check: Callable[[], None] | None = None) -> None:
         path = self.root / name
-        path.fs.put_file(str(local), path.path)
+        if check is None or self.root.protocol not in _COPIES_AT_ONCE:
+            if check is not None:
+                check()
+            path.fs.put_file(str(local), path.path)
+        else:
+            draft = f"{_DRAFTS}/{uuid.uuid4().hex}"
+            source = (self.root / draft).path
+            path.fs.put_file(str(local), source)
+            try:
+                check()
+                self._forget(path)
+                path.fs.cp_file(source, path.path)
+            finally:
+                self.delete(draft)
         local.unlink()
 
     @contextmanager
@@ -227,6 +271,14 @@ class _RemoteDirectory(JobDirectory):
             copy = Path(directory, "copy")
             path.fs.get_file(path.path, str(copy))
             yield copy
+
+    def names(self, folder: str) -> list[str]:
+        path = self.root / folder
+        self._forget(path)
+        try:
+            return [found.rpartition("/")[2] for found in path.fs.ls(path.path, detail=False)]
+        except FileNotFoundError:
+            return []
 
     def exists(self, name: str) -> bool:
         path = self.root / name
@@ -251,7 +303,8 @@ class _RemoteDirectory(JobDirectory):
             yield Path(directory)
 
     def clean(self) -> None:
-        pass  # They are in the temporary directory of the machine that died.
+        # Others are in the temporary directory of the machine that died.
+        self.delete_folder(_DRAFTS)
 
     def _forget(self, path: ObjectStoragePath) -> None:
         # Another worker may have changed what fsspec has listed before.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from airflow_provider_openai_batches.api.errors import OpenAIBatchesError
 from airflow_provider_openai_batches.api.models import Usage
 from airflow_provider_openai_batches.jobs.classify import Retry, RowFailure, RowStatus
 from airflow_provider_openai_batches.jobs.kept import kept_file, kept_rows
-from airflow_provider_openai_batches.jobs.ledger import Shard
+from airflow_provider_openai_batches.jobs.ledger import Shard, check_owns
 from airflow_provider_openai_batches.jobs.parts import output_column, write_parts
 from airflow_provider_openai_batches.jobs.pricing import cost
 from airflow_provider_openai_batches.jobs.results import ResultRow, ShardReport, ShardReview
@@ -82,7 +82,7 @@ def finish(job: Job) -> dict[str, Any]:
     ledger, settings = job.ledger, job.settings
     totals = _Totals(ledger.kept_rows)
     results: list[str] = []
-    with ExitStack() as stack:
+    with _sole_publisher(job) as check, ExitStack() as stack:
         staging = stack.enter_context(job.directory.staging())
         chains: list[Iterator[ResultRow]] = [
             _model_rows(job, [shard for shard in ledger.shards if shard.model == model], totals)
@@ -94,9 +94,9 @@ def finish(job: Job) -> dict[str, Any]:
         column = output_column(ledger.endpoint, structured=settings.rules.parse_output is not None)
         for part in write_parts(chains, staging, format=settings.output_format, column=column):
             name = f"results/{part.path.name}"
-            job.directory.publish(part.path, name)
+            job.directory.publish(part.path, name, check)
             results.append(job.directory.path(name))
-    _drop_stale_parts(job, len(results))
+        _drop_stale_parts(job, len(results), check)
     written = sum(totals.by_status.values())
     if written != ledger.rows:
         raise OpenAIBatchesError(
@@ -123,11 +123,33 @@ def _model_rows(job: Job, shards: list[Shard], totals: _Totals) -> Iterator[Resu
         del review
 
 
-def _drop_stale_parts(job: Job, count: int) -> None:
+@contextmanager
+def _sole_publisher(job: Job) -> Iterator[Callable[[], None]]:
+    """See to it that no earlier attempt replaces the result files from now on: all attempts give them the same names.
+
+    What others have ready to publish is removed here; what they make ready later does not pass the check.
+
+    :return: the check, which raises :class:`~.ledger.LedgerError` if another attempt has the job by now
+    """
+
+    def check() -> None:
+        check_owns(job.directory, job.ledger)
+
+    check()
+    job.directory.clean()
+    try:
+        yield check
+    except FileNotFoundError:
+        check()  # Another owner may have removed it.
+        raise
+
+
+def _drop_stale_parts(job: Job, count: int, check: Callable[[], None]) -> None:
     """Remove result files of a generation that had more of them, or another format."""
     for form in ("jsonl", "parquet"):
         number = count if form == job.settings.output_format else 0
         while job.directory.exists(f"results/part-{number:05d}.{form}"):
+            check()
             job.directory.delete(f"results/part-{number:05d}.{form}")
             number += 1
 

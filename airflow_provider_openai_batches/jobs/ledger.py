@@ -2,6 +2,19 @@
 
 It is one JSON file, replaced as a whole before and after each step that cannot be taken back. Everything else a job
 needs to go on is in the files it names.
+
+**Whose it is.** Two processes may believe that they run the job: a worker that was taken for dead and its retry, or two
+tasks with one path. No storage that we run on can compare and replace a file in one step, so that whoever looked a
+moment ago may overwrite what another has written since. Therefore no two write the same file. Each attempt has a ledger
+of its own, ``_job/attempts/00007.json``, and the highest number counts:
+
+1. An attempt *claims* the next number: of several who try, one can create that file. Its content is no ledger yet.
+2. *Then* it reads the highest ledger below, and writes its own.
+3. A save writes the attempt's own file and *then* looks for a higher number. If there is none, every later attempt
+   begins by reading what was saved. If there is one, this attempt is over.
+
+So what was saved is never lost, whoever freezes where; and what a zombie writes nobody reads. ``_job/job.json`` is a
+copy for people and their tools. Only if there is nothing else, it is read, as in a directory of an earlier version.
 """
 
 from __future__ import annotations
@@ -20,6 +33,7 @@ from airflow_provider_openai_batches.jobs.directory import JobDirectory
 log = logging.getLogger(__name__)
 
 LEDGER = "_job/job.json"
+ATTEMPTS = "_job/attempts"
 VERSION = 1
 
 
@@ -131,8 +145,9 @@ class Ledger(msgspec.Struct):
     # `ti.max_tries` changes when a user clears the task, and stays when Airflow retries it.
     max_tries: int
     created_at: float
-    # Which attempt writes. A zombie finds another's name here and stops.
+    # Which attempt writes, by its name and by the number of its file.
     attempt: str
+    number: int = 0
     version: int = VERSION
     endpoint: str = ""
     generation: int = 1
@@ -144,15 +159,18 @@ class Ledger(msgspec.Struct):
     shards: list[Shard] = []
     # Numbers of shards are never used again, so that a search for a shard's batch cannot find another's.
     next_shard: int = 0
+    # The generation's shards have this number or a higher one.
+    first_shard: int = 0
     # Unix time at which the batches are cancelled, and whether the job only lands what it bought.
     deadline: float | None = None
     stopping: bool = False
     # Whether the job is planned anew when it has stopped.
     replanning: bool = False
     estimated_cost: float | None = None
-    # The plan of the generation before, and its result files.
+    # The plan of the generation before and its result files; and its manifest, until there is a new plan.
     earlier_plan: str = ""
     earlier_results: list[str] = []
+    earlier_manifest: dict[str, Any] | None = None
     # Whether two attempts have ever met at the claim of a create, and what that has cost.
     contested: bool = False
     twins: list[str] = []
@@ -161,10 +179,9 @@ class Ledger(msgspec.Struct):
     manifest: dict[str, Any] | None = None
 
     @property
-    def has_bought(self) -> bool:
-        """Whether anything was, or may have been, paid for."""
-        bought = any(each.intent_at is not None or each.batch_id for shard in self.shards for each in shard.rounds)
-        return bought or self.manifest is not None or self.generation > 1
+    def is_held(self) -> bool:
+        """Whether another task has to keep off: there is a plan, and perhaps batches. Before that it is free."""
+        return self.planned or self.generation > 1
 
     @property
     def active_rounds(self) -> list[Round]:
@@ -193,10 +210,22 @@ def begin_generation(ledger: Ledger, max_tries: int) -> None:
     :param max_tries: the task instance's, as it is after the clear
     """
     ledger.earlier_plan, ledger.earlier_results = ledger.plan, (ledger.manifest or {}).get("results", [])
+    # A job that is planned anew in the middle has nothing to go back to.
+    ledger.earlier_manifest = None if ledger.replanning else ledger.manifest
     ledger.generation += 1
+    ledger.first_shard = ledger.next_shard
     ledger.max_tries, ledger.created_at = max_tries, time.time()
     ledger.planned = ledger.stopping = ledger.replanning = False
     ledger.plan, ledger.manifest, ledger.deadline = "", None, None
+
+
+def drop_generation(ledger: Ledger) -> None:
+    """Go back to the finished generation before, as long as the new one has no plan."""
+    if ledger.earlier_manifest is None:
+        return
+    ledger.manifest, ledger.plan, ledger.planned = ledger.earlier_manifest, ledger.earlier_plan, True
+    ledger.generation -= 1
+    ledger.earlier_manifest, ledger.earlier_plan, ledger.earlier_results = None, "", []
 
 
 def load_ledger(directory: JobDirectory, owner: Owner) -> Ledger | None:
@@ -204,10 +233,121 @@ def load_ledger(directory: JobDirectory, owner: Owner) -> Ledger | None:
 
     :raises LedgerError: it is another task instance's, of a newer version of this package, or unreadable
     """
-    content = directory.read(LEDGER)
-    if content is None:
+    ledger = _latest(directory)
+    if ledger is None or ledger.owner == owner:
+        return ledger
+    if not ledger.is_held:
+        log.info("%s holds a job of %s that failed before it had a plan: it is replaced.", directory, ledger.owner)
         return None
-    where = directory.path(LEDGER)
+    raise LedgerError(
+        f"{directory} holds the job of {ledger.owner}, not of {owner}. {_ONE_JOB} That job has {ledger.rows:,} rows in "
+        f"its plan and {len(ledger.active_rounds):,} batches going on. If it is over and its results are not needed, "
+        "delete the directory."
+    )
+
+
+def claim_attempt(directory: JobDirectory, owner: Owner, attempt: str) -> int:
+    """Make an attempt the only one whose writes count, before it reads the ledger.
+
+    :param attempt: its name
+    :return: its number, which is higher than any there is
+    """
+    while True:
+        number = _newest(directory) + 1
+        claim = msgspec.json.encode(_Head(VERSION, attempt, owner))
+        # The number may have been used and cleaned up since we looked. Then there is a higher one.
+        if directory.claim(_file(number), claim) and _newest(directory) <= number:
+            return number
+
+
+def give_back(directory: JobDirectory, number: int) -> None:
+    """Undo a claim under which nothing was written. Whoever has the job goes on."""
+    directory.delete(_file(number))
+
+
+def take_over(directory: JobDirectory, ledger: Ledger, attempt: str, number: int) -> None:
+    """Write an attempt's first ledger.
+
+    :param ledger: as it was read after the claim
+    :raises LedgerError: another attempt has come since
+    """
+    ledger.attempt, ledger.number = attempt, number
+    save_ledger(directory, ledger)
+    for lower in _numbers(directory):
+        if lower < number:
+            directory.delete(_file(lower))
+
+
+def save_ledger(directory: JobDirectory, ledger: Ledger) -> None:
+    """Replace the attempt's ledger. When this returns, every attempt to come goes on from here.
+
+    :raises LedgerError: another attempt has the job, or another task the directory
+    """
+    content = msgspec.json.encode(ledger)
+    directory.write(_file(ledger.number), content)
+    check_owns(directory, ledger)
+    directory.write(LEDGER, content)
+
+
+def owns(directory: JobDirectory, ledger: Ledger) -> bool:
+    """Whether no other attempt has taken the job over."""
+    return _newest(directory) <= ledger.number
+
+
+def check_owns(directory: JobDirectory, ledger: Ledger) -> None:
+    """Make sure that no other attempt has taken the job over.
+
+    :raises LedgerError: one has, and which
+    """
+    newest = _newest(directory)
+    if newest <= ledger.number:
+        return
+    content = directory.read(_file(newest))
+    head = _head(content, directory.path(_file(newest))) if content else None
+    if head is not None and head.owner is not None and head.owner != ledger.owner:
+        raise LedgerError(f"{head.owner} has taken over {directory}, which {ledger.owner} was using. {_ONE_JOB}")
+    name = "" if head is None else f" ({head.attempt})"
+    raise LedgerError(
+        f"Another attempt of this task{name} has taken over {directory}. This one ({ledger.attempt}) stops."
+    )
+
+
+class _Head(msgspec.Struct, omit_defaults=True):
+    """What can be told of a ledger of any version, and of a claim, which has no job."""
+
+    version: int
+    attempt: str
+    owner: Owner | None = None
+    job_id: str | None = None
+
+
+_ONE_JOB = (
+    "One output_path holds one job: put {{ run_id }} into it, and {{ ti.map_index }} for a mapped task. ({{ ds }} is "
+    "the same for two runs of one day.)"
+)
+
+
+def _latest(directory: JobDirectory) -> Ledger | None:
+    """Read the ledger that counts."""
+    while True:
+        for number in _numbers(directory):
+            content = directory.read(_file(number))
+            if content is None:
+                break  # Cleaned up, since there is a later one by now.
+            where = directory.path(_file(number))
+            # A claim is empty if a file system without links lost its maker at once.
+            if content and _head(content, where).job_id is not None:
+                return _decoded(content, where)
+        else:
+            content = directory.read(LEDGER)
+            where = directory.path(LEDGER)
+            if content is None:
+                return None
+            _head(content, where)
+            return _decoded(content, where)
+
+
+def _head(content: bytes, where: str) -> _Head:
     try:
         head = msgspec.json.decode(content, type=_Head)
     except msgspec.DecodeError as error:
@@ -220,47 +360,28 @@ def load_ledger(directory: JobDirectory, owner: Owner) -> Ledger | None:
             f"{where} was written by a newer version of this provider (format {head.version}, this one knows "
             f"{VERSION}). Update this worker."
         )
+    return head
+
+
+def _decoded(content: bytes, where: str) -> Ledger:
     try:
-        ledger = msgspec.json.decode(content, type=Ledger)
+        return msgspec.json.decode(content, type=Ledger)
     except msgspec.DecodeError as error:
         raise LedgerError(
             f"{where} is damaged ({error}). It tells which batches are paid for, so nothing is submitted. Restore "
             "the file, or use another output_path to start over."
         ) from error
-    if ledger.owner != owner and not ledger.has_bought:
-        log.info("%s holds a job of %s that has bought nothing: it is replaced.", directory, ledger.owner)
-        return None
-    if ledger.owner != owner:
-        raise LedgerError(
-            f"{directory} holds the job of {ledger.owner}, not of {owner}. One output_path holds one job: put "
-            "{{ run_id }} into it, and {{ ti.map_index }} for a mapped task. ({{ ds }} is the same for two runs of one "
-            "day.) If its results are not needed, delete the directory."
-        )
-    return ledger
 
 
-def owns(directory: JobDirectory, ledger: Ledger) -> bool:
-    """Whether no other attempt has taken the job over."""
-    content = directory.read(LEDGER)
-    return content is None or msgspec.json.decode(content, type=_Head).attempt == ledger.attempt
+def _file(number: int) -> str:
+    return f"{ATTEMPTS}/{number:05d}.json"
 
 
-def save_ledger(directory: JobDirectory, ledger: Ledger) -> None:
-    """Replace the ledger, unless another attempt has taken the job over.
-
-    :raises LedgerError: it has
-    """
-    if not owns(directory, ledger):
-        raise LedgerError(f"Another attempt has taken over {directory}; this one stops without touching anything.")
-    directory.write(LEDGER, msgspec.json.encode(ledger))
+def _numbers(directory: JobDirectory) -> list[int]:
+    """List the numbers of attempts, highest first."""
+    stems = (name.removesuffix(".json") for name in directory.names(ATTEMPTS) if name.endswith(".json"))
+    return sorted((int(stem) for stem in stems if stem.isdecimal()), reverse=True)
 
 
-def take_over(directory: JobDirectory, ledger: Ledger, attempt: str) -> None:
-    """Make this attempt the only one whose writes count."""
-    ledger.attempt = attempt
-    directory.write(LEDGER, msgspec.json.encode(ledger))
-
-
-class _Head(msgspec.Struct):
-    version: int
-    attempt: str
+def _newest(directory: JobDirectory) -> int:
+    return max(_numbers(directory), default=0)

@@ -12,6 +12,9 @@ from airflow_provider_openai_batches.jobs.ledger import (
     LedgerError,
     Owner,
     begin_generation,
+    claim_attempt,
+    drop_generation,
+    give_back,
     load_ledger,
     new_ledger,
     take_over,
@@ -51,31 +54,49 @@ def open_ledger(
     :param replan: when a cleared task reads its source again
     :raises LedgerError: there should be a ledger and is none, or it is not this task's
     """
-    ledger = load_ledger(directory, owner)
+
+    def found() -> Ledger | None:
+        ledger = load_ledger(directory, owner)
+        _check(directory, ledger, endpoint, begun=resuming or began_at is not None, began_at=began_at)
+        return ledger
+
+    # A claim ends the attempt before, so it is made only if all is well; and what counts is what is there after it.
+    found()
+    number = claim_attempt(directory, owner, attempt)
+    try:
+        ledger = found()
+    except LedgerError:
+        give_back(directory, number)
+        raise
     if ledger is None:
-        if resuming or began_at is not None:
-            moved = f" It was begun at {began_at}." if began_at not in (None, str(directory)) else ""
-            raise LedgerError(
-                f"{directory.path(LEDGER)} is not there, but this job was begun before.{moved} Is output_path on "
-                "storage that all workers share, and does it render the same each time? Nothing more was submitted; "
-                "what was bought before is at the service, with this task's ids in the metadata of its batches."
-            )
         ledger = new_ledger(owner, max_tries, attempt, endpoint)
     elif not resuming:
         _begin_attempt(ledger, max_tries, replan)
-    if ledger.planned and ledger.endpoint != endpoint:
+    ledger.endpoint = endpoint
+    take_over(directory, ledger, attempt, number)
+    return ledger
+
+
+def _check(directory: JobDirectory, ledger: Ledger | None, endpoint: str, *, begun: bool, began_at: str | None) -> None:
+    if ledger is None and begun:
+        moved = f" It was begun at {began_at}." if began_at not in (None, str(directory)) else ""
+        raise LedgerError(
+            f"{directory.path(LEDGER)} is not there, but this job was begun before.{moved} Is output_path on "
+            "storage that all workers share, and does it render the same each time? Nothing more was submitted; "
+            "what was bought before is at the service, with this task's ids in the metadata of its batches."
+        )
+    if ledger is not None and ledger.planned and ledger.endpoint != endpoint:
         raise LedgerError(
             f"The job in {directory} was planned for {ledger.endpoint}, and the task says {endpoint} now. Finish it as "
             "it was, or use another output_path."
         )
-    ledger.endpoint = endpoint
-    take_over(directory, ledger, attempt)
-    return ledger
 
 
 def _begin_attempt(ledger: Ledger, max_tries: int, replan: Replan) -> None:
     """Let a retry or a cleared task take up an earlier attempt's job."""
     cleared = ledger.max_tries != max_tries
+    if replan is Replan.NEVER and not ledger.planned:
+        drop_generation(ledger)
     if ledger.manifest is not None:
         if cleared and replan is not Replan.NEVER:
             log.info("The task was cleared after it finished: planning anew, answers to unchanged rows are kept.")

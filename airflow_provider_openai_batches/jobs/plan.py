@@ -16,7 +16,7 @@ import msgspec
 from airflow_provider_openai_batches.api.errors import InvalidInputError
 from airflow_provider_openai_batches.api.models import Usage
 from airflow_provider_openai_batches.jobs.kept import EarlierAnswers, earlier_answers, kept_file, keys_file, row_key
-from airflow_provider_openai_batches.jobs.ledger import Round, Shard
+from airflow_provider_openai_batches.jobs.ledger import LedgerError, Round, Shard
 from airflow_provider_openai_batches.jobs.pricing import Price, cost, most_output_tokens
 from airflow_provider_openai_batches.jobs.requests import Request, RequestTemplate
 from airflow_provider_openai_batches.jobs.results import Rules
@@ -92,15 +92,17 @@ def make_plan(job: Job) -> None:
     are not sent.
 
     :raises InvalidInputError: a row cannot be sent, there is no row, or the estimate is above ``max_cost``
+    :raises LedgerError: answers of the generation before are not where they should be
     """
     ledger = job.ledger
     replaced = _Leftovers([shard.folder for shard in ledger.shards], [ledger.plan])
     if not job.settings.dry_run:
         replaced.plans.append(ledger.earlier_plan)
     plan = uuid.uuid4().hex
+    results = _earlier_results(job)
     with ExitStack() as stack:
         staging = stack.enter_context(job.directory.staging())
-        earlier = stack.enter_context(earlier_answers(job.directory, ledger.earlier_plan, ledger.earlier_results))
+        earlier = stack.enter_context(earlier_answers(job.directory, ledger.earlier_plan, results))
         keys = stack.enter_context((staging / "keys").open("wb"))
         kept = stack.enter_context((staging / "kept").open("wb"))
         sorter = _Sorter(earlier, keys, kept, priced=bool(job.settings.prices))
@@ -119,6 +121,8 @@ def make_plan(job: Job) -> None:
     ledger.shards, ledger.plan = shards, plan
     # A dry run is no plan: the next attempt reads the source again.
     ledger.planned = not job.settings.dry_run
+    if ledger.planned:
+        ledger.earlier_manifest = None
     job.save()
     replaced.delete(job)
     size, tokens = (sum(getattr(shard.round, name) for shard in shards) for name in ("bytes", "tokens"))
@@ -160,6 +164,21 @@ class _Leftovers:
         for plan in filter(None, self.plans):
             job.directory.delete(keys_file(plan))
             job.directory.delete(kept_file(plan))
+
+
+def _earlier_results(job: Job) -> list[str]:
+    """Return the result files of the generation before, which may have been moved with the whole directory."""
+    names = [f"results/{path.rpartition('/')[2]}" for path in job.ledger.earlier_results]
+    needed = [*names, keys_file(job.ledger.earlier_plan)] if names else []
+    missing = [job.directory.path(name) for name in needed if not job.directory.exists(name)]
+    if missing:
+        more = f", nor are {len(missing) - 1:,} more files" if len(missing) > 1 else ""
+        raise LedgerError(
+            f"{missing[0]} is not there{more}. The answers that this job has paid for cannot be found without it. Put "
+            "it back; or, to buy all rows again, use another output_path or delete the whole directory. With "
+            "replan='never' the task returns the manifest it had."
+        )
+    return [job.directory.path(name) for name in names]
 
 
 def _publish(job: Job, files: ShardFiles, leftovers: _Leftovers) -> Shard:

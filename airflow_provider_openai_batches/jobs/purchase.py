@@ -11,6 +11,9 @@ The API has no idempotency keys, so three things stand in for one:
 So two attempts that are alive at once (a worker that was taken for dead) cannot both send: the second finds the claim
 of the first, waits until it can no longer be used, and looks for what came of it. What is left is a process that is
 frozen for minutes between its last look at the clock and its POST. :func:`cancel_twins` looks for that at the end.
+
+This holds for attempts that share a plan. They do: an attempt saves its plan before it buys, and its intent before it
+sends, and a save that succeeds is what every later attempt begins with (see :mod:`~.ledger`).
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import msgspec
 
 from airflow_provider_openai_batches.api.errors import OpenAIBatchesError, QueueFullError
 from airflow_provider_openai_batches.api.models import Batch, BatchStatus
-from airflow_provider_openai_batches.jobs.ledger import Ledger, Shard
+from airflow_provider_openai_batches.jobs.ledger import Ledger, Shard, check_owns
 from airflow_provider_openai_batches.jobs.queue import MODEL_KEY, TOKENS_KEY, refused_as_full
 
 if TYPE_CHECKING:
@@ -74,7 +77,7 @@ def buy(job: Job, shard: Shard, *, send: bool) -> None:
             else:
                 log.warning("This process was held up for longer than its claim to create a batch is good for.")
             return
-        earlier = _read_claim(job, name)
+        earlier = _read_claim(job, shard, create, name)
         if earlier is None and not send:
             current.creates, current.intent_at = create, None
             job.save()
@@ -89,7 +92,7 @@ def buy(job: Job, shard: Shard, *, send: bool) -> None:
             return
         settled_at = earlier.at + _settles_s(job, earlier) * job.patience
         if job.now() < settled_at:
-            current.intent_at, current.not_before = earlier.at, settled_at
+            current.creates, current.intent_at, current.not_before = create, earlier.at, settled_at
             job.save()
             return
         create += 1
@@ -117,9 +120,11 @@ def cancel_twins(job: Job) -> None:
     if not ledger.contested:
         return
     known = {landed.batch_id for shard in ledger.shards for landed in shard.rounds}
-    shards = {str(shard.index) for shard in ledger.shards}
     for batch in job.client.batches_since(ledger.created_at):
-        is_ours = _matches(batch, {JOB_KEY: ledger.job_id}) and batch.metadata.get(SHARD_KEY) in shards
+        # Shards that were split, or planned by an attempt that came to nothing, count too; those of earlier generations
+        # do not: they were looked at then.
+        number = batch.metadata.get(SHARD_KEY, "")
+        is_ours = _matches(batch, {JOB_KEY: ledger.job_id}) and number.isdecimal() and int(number) >= ledger.first_shard
         if is_ours and batch.id not in known and batch.id not in ledger.twins:
             _cancel_twin(job, batch)
 
@@ -181,6 +186,7 @@ def _search(job: Job, shard: Shard, since: float) -> Batch | None:
 
 
 def _cancel_twin(job: Job, twin: Batch) -> None:
+    check_owns(job.directory, job.ledger)  # Else it may be the new owner's.
     job.client.cancel_batch(twin.id)
     job.ledger.twins.append(twin.id)
     job.save()
@@ -191,6 +197,14 @@ def _matches(batch: Batch, wanted: Mapping[str, str]) -> bool:
     return batch.status != BatchStatus.FAILED and wanted.items() <= batch.metadata.items()
 
 
-def _read_claim(job: Job, name: str) -> Claim | None:
+def _read_claim(job: Job, shard: Shard, create: int, name: str) -> Claim | None:
     content = job.directory.read(name)
-    return None if content is None else msgspec.json.decode(content, type=Claim)
+    if content is None:
+        return None
+    try:
+        return msgspec.json.decode(content, type=Claim)
+    except msgspec.DecodeError:
+        # On a file system without links its maker may die before it has any content. It is as old as our first look.
+        current = shard.round
+        seen_at = current.intent_at if current.creates == create else None
+        return Claim("", job.now() if seen_at is None else seen_at)

@@ -348,7 +348,7 @@ def test_shard_that_waits_for_a_slot_does_not_wake_the_task(new_task: Callable[.
 
 def let_pauses_pass(output_path: Path) -> None:
     """Make the ledger say that all pauses are over."""
-    path = output_path / "_job/job.json"
+    path = max(output_path.glob("_job/attempts/*.json"))
     ledger = json.loads(path.read_text())
     for shard in ledger["shards"]:
         for each in shard["rounds"]:

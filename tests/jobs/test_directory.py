@@ -19,7 +19,8 @@ import pytest
 import requests
 
 from airflow_provider_openai_batches.jobs.directory import JobDirectory, open_directory
-from airflow_provider_openai_batches.jobs.engine import advance
+from airflow_provider_openai_batches.jobs.engine import Waiting, advance
+from airflow_provider_openai_batches.jobs.ledger import LedgerError
 from tests.jobs.world import World
 
 NewWorld = Callable[..., World]
@@ -109,6 +110,9 @@ def test_change_by_another_worker_is_seen_at_once(directory: JobDirectory, locat
     other = open_directory(location)
     assert directory.read("f") is None
     assert not directory.exists("f")
+    assert directory.names("a") == []
+    other.write("a/1", b"1")
+    assert directory.names("a") == ["1"]
     other.write("f", b"1")
     assert directory.read("f") == b"1"
     assert directory.exists("f")
@@ -163,6 +167,55 @@ def test_published_file_is_complete_and_replaces_an_older_one(directory: JobDire
     published(directory, "results/part-00000.jsonl", b"old")
     published(directory, "results/part-00000.jsonl", content)
     assert directory.read("results/part-00000.jsonl") == content
+
+
+def test_file_that_is_no_longer_wanted_is_not_published(directory: JobDirectory) -> None:
+    class UnwantedError(Exception):
+        pass
+
+    def refuse() -> None:
+        raise UnwantedError
+
+    published(directory, "results/part-00000.jsonl", b"old")
+    for check, error in ((refuse, UnwantedError), (directory.clean, FileNotFoundError)):
+        with directory.staging() as staging:
+            (staging / "made").write_bytes(b"new")
+            with pytest.raises(error):
+                directory.publish(staging / "made", "results/part-00000.jsonl", check)
+        assert directory.read("results/part-00000.jsonl") == b"old"
+        assert directory.names("_job/.drafts") == []
+    with directory.staging() as staging:
+        (staging / "made").write_bytes(b"new")
+        directory.publish(staging / "made", "results/part-00000.jsonl", lambda: None)
+    assert directory.read("results/part-00000.jsonl") == b"new"
+    assert directory.names("_job/.drafts") == []
+
+
+@pytest.mark.parametrize("asleep_at", ["after clean ", "before publish results/part-00000.jsonl"])
+def test_zombie_cannot_put_its_results_in_the_place_of_newer_ones(
+    new_world: NewWorld, location: Path | str, asleep_at: str
+) -> None:
+    def replaced(operation: str) -> None:
+        if operation == asleep_at and not newer:
+            newer.append(None)
+            world.run()
+            world.rows = ["new 1", "new 2", "new 3"]
+            newer[0] = world.run(max_tries=1)
+
+    world, newer = new_world(location=location, rows=["old 1", "old 2"]), []
+    waiting = advance(world.attempt())
+    assert isinstance(waiting, Waiting)
+    world.wait(waiting)
+    with pytest.raises(LedgerError, match=r"This one \(zombie\) stops"):
+        advance(world.attempt("zombie", resuming=True, watch=replaced))
+    assert [row["context"]["prompt"] for row in world.check_results(newer[0])] == world.rows
+
+
+def test_names_of_files_in_a_folder(directory: JobDirectory) -> None:
+    assert directory.names("_job/a") == []
+    for name in ("_job/a/1", "_job/a/2", "_job/ab", "_job/b/3"):
+        directory.write(name, b"x")
+    assert sorted(directory.names("_job/a")) == ["1", "2"]
 
 
 def test_local_path_has_the_content_while_it_is_needed(directory: JobDirectory) -> None:

@@ -227,6 +227,28 @@ def test_batch_that_a_frozen_process_sent_far_too_late_is_found_at_the_end(new_w
     assert len(outcome.manifest["twins"]) == 1
 
 
+def test_batch_that_was_sent_far_too_late_is_found_even_if_its_shard_was_split(new_world: NewWorld) -> None:
+    world = new_world(rows=[f"say {n}" * 100 for n in range(4)], per_batch=4)
+    with pytest.raises(FrozenError):
+        advance(world.attempt("zombie", watch=freezing_at("before POST batches")))
+    before = world.ledger
+    entry = {"code": "token_limit_exceeded", "message": FULL.format(limit="500")}
+    world.add_faults({"on": {"batch": {}}, "do": {"outcome": "failed", "errors": [entry]}})
+    outcome = advance(world.attempt())
+    while sum(world.bought().values()) < 2:
+        assert isinstance(outcome, Waiting)
+        world.pass_time(20)
+        outcome = advance(world.attempt(resuming=True))
+    (shard,) = before.shards
+    assert shard.round.file_id is not None
+    late = world.client().create_batch(shard.round.file_id, before.endpoint, metadata=metadata(before, shard))
+    outcome = world.run(world.attempt(resuming=True))
+    world.check_results(outcome)
+    assert outcome.manifest["twins"] == [late.id]
+    world.run(max_tries=1)
+    assert world.ledger.twins == [late.id], "batches of earlier generations are none"
+
+
 # --- the queue -----------------------------------------------------------------------------------------------------
 
 

@@ -81,7 +81,7 @@ def test_answers_are_kept_over_several_clears(new_world: NewWorld) -> None:
         assert (manifest["kept"], manifest["requests"]) == (number, number + 1)
     assert set(world.sent().values()) == {1}
     leftovers = {path.name.split("-")[0] for path in world.location.glob("_job/*")}
-    assert leftovers == {"job.json", "plan", "shard"}
+    assert leftovers == {"attempts", "job.json", "plan", "shard"}
     assert len(list(world.location.glob("_job/plan-*"))) == 2, "earlier plans are gone"
 
 
@@ -135,6 +135,36 @@ def test_clear_after_a_plan_that_failed_keeps_the_answers_of_the_run_before(worl
         world.run(max_tries=1)
     assert cleared(world, [f"say {n}" for n in range(20)], max_tries=2)["kept"] == 20
     assert set(world.sent().values()) == {1}
+
+
+@pytest.mark.parametrize("gone", ["results/part-00000.jsonl", "_job/plan-*.keys.bin"])
+def test_clear_buys_nothing_again_while_a_file_with_answers_is_gone(world: World, gone: str) -> None:
+    manifest = world.run().manifest
+    (path,) = world.location.glob(gone)
+    aside = path.rename(world.location / "aside")
+    for max_tries in (1, 2):
+        with pytest.raises(LedgerError, match=rf"{path.name} is not there\. .*Put it back.*replan='never'"):
+            world.run(max_tries=max_tries)
+    assert world.run(max_tries=3, replan="never").manifest == manifest
+    aside.rename(path)
+    assert cleared(world, max_tries=4)["kept"] == 25
+    assert len(world.batches()) == 3
+
+
+def test_replan_never_does_not_take_a_job_that_was_planned_anew_in_the_middle_for_finished(world: World) -> None:
+    advance(world.attempt())
+    world.rows = [{"bad": 1}]
+    with pytest.raises(InvalidInputError):
+        world.run(max_tries=1, replan="always")
+    assert world.ledger.generation == 2
+    assert cleared(world, ["other"] * 3, max_tries=2, replan="never")["requests"] == 3
+
+
+def test_answers_are_kept_when_the_whole_directory_was_moved(new_world: NewWorld) -> None:
+    world = new_world(rows=["a", "b"])
+    world.run()
+    moved = world.location.rename(world.location.parent / "moved")
+    assert cleared(new_world(location=moved, rows=["a", "b", "c"]))["kept"] == 2
 
 
 def test_dry_run_of_a_cleared_task_leaves_its_results_and_answers_alone(new_world: NewWorld) -> None:

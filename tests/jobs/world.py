@@ -18,7 +18,7 @@ from airflow_provider_openai_batches.api.settings import ClientSettings
 from airflow_provider_openai_batches.jobs.classify import RetryLimits
 from airflow_provider_openai_batches.jobs.directory import JobDirectory, open_directory
 from airflow_provider_openai_batches.jobs.engine import Finished, Job, Stopped, Waiting, advance
-from airflow_provider_openai_batches.jobs.ledger import Ledger, Owner, load_ledger
+from airflow_provider_openai_batches.jobs.ledger import LEDGER, Ledger, Owner, load_ledger
 from airflow_provider_openai_batches.jobs.opening import Replan, open_ledger
 from airflow_provider_openai_batches.jobs.parts import read_results
 from airflow_provider_openai_batches.jobs.plan import JobSettings
@@ -289,7 +289,7 @@ class WatchedSession(ServiceSession):
 class WatchedDirectory(JobDirectory):
     """Tells of each change of a directory before and after it.
 
-    Of the ledger only after it: whether it is still ours is looked up just before, and that is one step here.
+    The ledger's copy is left out: nobody reads it. "Before" a file that is published with a check is after the check.
     """
 
     def __init__(self, directory: JobDirectory, watch: Watch) -> None:
@@ -306,17 +306,31 @@ class WatchedDirectory(JobDirectory):
         return self._directory.read(name)
 
     def write(self, name: str, content: bytes) -> None:
-        self._directory.write(name, content)
-        self._watch(f"after write {name}")
+        if name == LEDGER:
+            self._directory.write(name, content)
+        else:
+            self._watched("write", name, lambda: self._directory.write(name, content))
 
     def claim(self, name: str, content: bytes) -> bool:
         return self._watched("claim", name, lambda: self._directory.claim(name, content))
 
-    def publish(self, local: Path, name: str) -> None:
-        self._watched("publish", name, lambda: self._directory.publish(local, name))
+    def publish(self, local: Path, name: str, check: Callable[[], None] | None = None) -> None:
+        if check is None:
+            self._watched("publish", name, lambda: self._directory.publish(local, name))
+            return
+
+        def checked() -> None:
+            check()
+            self._watch(f"before publish {name}")
+
+        self._directory.publish(local, name, checked)
+        self._watch(f"after publish {name}")
 
     def local(self, name: str) -> Any:
         return self._directory.local(name)
+
+    def names(self, folder: str) -> list[str]:
+        return self._directory.names(folder)
 
     def exists(self, name: str) -> bool:
         return self._directory.exists(name)
