@@ -89,7 +89,8 @@ def fetch_results(arguments: argparse.Namespace, screen: Screen) -> int:
         outcome = {"id": batch.id, "status": batch.status, "output_path": str(target), "request_counts": counts}
         screen.json({**outcome, "output_lines": answers, "error_lines": errors})
     else:
-        screen.note(f"Wrote {answers:,} answers and {errors:,} errors to {target}; the batch is {batch.status}.")
+        what = f"{_plural(answers, 'answer')} and {_plural(errors, 'error')}"
+        screen.note(f"Wrote {what} to {target}; the batch is {batch.status}.")
     return 0
 
 
@@ -239,8 +240,11 @@ def _confirmed(files: list[File], screen: Screen) -> bool:
 
 
 def _amount(files: Sequence[File]) -> str:
-    plural = "" if len(files) == 1 else "s"
-    return f"{len(files):,} file{plural}, {size(sum(file.bytes or 0 for file in files))}"
+    return f"{_plural(len(files), 'file')}, {size(sum(file.bytes or 0 for file in files))}"
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _file_json(file: File) -> dict[str, Any]:

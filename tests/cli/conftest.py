@@ -118,4 +118,6 @@ def finished(emulator: Emulator, rows: int = 3, **metadata: str) -> Batch:
 
 def start(*argv: str, **options: Any) -> subprocess.Popen[bytes]:
     """Start a command as a process."""
-    return subprocess.Popen([*COMMAND, *argv], env={**os.environ, **options.pop("env", {})}, **options)
+    env = {**os.environ, **options.pop("env", {})}
+    env.pop("PYTHONUNBUFFERED", None)  # A user's output is buffered.
+    return subprocess.Popen([*COMMAND, *argv], env=env, **options)

@@ -47,7 +47,7 @@ def test_results_are_the_answers_and_then_the_errors(
     target.write_text("what was here before")
     ended = cli("results", batch.id, "-o", str(target))
     assert (ended.code, ended.content) == (0, b"")
-    assert "9 answers and 1 errors" in ended.err
+    assert "9 answers and 1 error to" in ended.err
     assert target.read_bytes() == expected
     assert list(target.parent.iterdir()) == [target]
 
@@ -212,7 +212,21 @@ BATCHES = st.builds(
 )
 
 
-@given(st.lists(FILES), st.lists(BATCHES))
+def test_a_file_is_spent_when_the_last_of_its_batches_is() -> None:
+    file = File(id="file-1", purpose="batch", created_at=10)
+    over = Batch(id="batch_1", status="completed", input_file_id="file-1", created_at=20, completed_at=30)
+    later = Batch(id="batch_2", status="in_progress", input_file_id="file-1", created_at=40)
+    recent = Batch(id="batch_2", status="completed", input_file_id="file-1", created_at=40, completed_at=150)
+    # Services that tell no end: a batch takes a day at most.
+    silent = Batch(id="batch_3", status="completed", input_file_id="file-1", created_at=40)
+    assert spent_files([file], [over], before=100) == [file]
+    assert spent_files([file], [later, over], before=100) == []
+    assert spent_files([file], [recent, over], before=100) == []
+    assert spent_files([file], [silent, over], before=86_000) == []
+    assert spent_files([file], [silent, over], before=87_000) == [file]
+
+
+@given(st.lists(FILES, min_size=1), st.lists(BATCHES, min_size=1))
 def test_nothing_that_may_be_needed_is_ever_spent(files: list[File], batches: list[Batch]) -> None:
     for file in spent_files(files, batches, before=100):
         readers = [b for b in batches if file.id in (b.input_file_id, b.output_file_id, b.error_file_id)]

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from airflow_provider_openai_batches import __version__
-from airflow_provider_openai_batches.cli.__main__ import _age, _count, _seconds
+from airflow_provider_openai_batches.cli.__main__ import _age, _count, _parser, _seconds
 from airflow_provider_openai_batches.cli.screen import size
 from airflow_provider_openai_batches.emulator import Emulator
-from tests.cli.conftest import COMMAND, Run, finished, start, submit
+from tests.cli.conftest import CHAT, COMMAND, Run, client_of, finished, start, submit
 from tests.conftest import API_KEY
 
 
@@ -148,24 +152,49 @@ def test_a_terminal_gets_a_moving_bar_and_a_question_before_anything_is_deleted(
     assert "━" in watched
     assert "requests done" in watched
     assert "completed" in watched
-    for path in ("/v1/batches", "/v1/files"):
-        made = {"created_at": 1_700_000_000, "completed_at": 1_700_000_100}
-        fast.add_fault({"on": {"method": "GET", "path": path}, "do": {"patch": made}, "times": None})
-    asked = on_terminal("clean-files", "--older-than", "0s", answer=b"n\n")
+    age_all(fast)
+    asked = on_terminal("clean-files", "--older-than", "30d", answer=lambda: b"n\n")
     assert "[y/N]" in asked
     assert "Nothing was deleted." in asked
     assert API_KEY not in watched + asked
 
 
-def on_terminal(*argv: str, answer: bytes = b"") -> str:
-    """Run a command on a terminal; return all it showed."""
+def test_an_input_that_gets_a_new_batch_while_the_user_thinks_stays(emulator: Emulator, environment: None) -> None:
+    over = finished(emulator)
+    age_all(emulator)
+
+    def use_it_again() -> bytes:
+        with client_of(emulator) as client:
+            client.create_batch(over.input_file_id or "", CHAT)
+        return b"y\n"
+
+    shown = on_terminal("clean-files", "--older-than", "30d", answer=use_it_again)
+    assert "Deleted 1 file" in shown
+    with client_of(emulator) as client:
+        assert [file.id for file in client.list_files()] == [over.input_file_id]
+
+
+def age_all(emulator: Emulator) -> None:
+    """Let all that is listed from now on be years old."""
+    for path in ("/v1/batches", "/v1/files"):
+        made = {"created_at": 1_700_000_000, "completed_at": 1_700_000_100}
+        emulator.add_fault({"on": {"method": "GET", "path": path}, "do": {"patch": made}, "times": None})
+
+
+def on_terminal(*argv: str, answer: Callable[[], bytes] = bytes) -> str:
+    """Run a command on a terminal; return all it showed.
+
+    :param answer: called when it asks, returns what the user types
+    """
     ours, theirs = pty.openpty()
     env = {"TERM": "xterm-256color", "COLUMNS": "160", "LINES": "40"}
     with start(*argv, stdin=theirs, stdout=theirs, stderr=theirs, env=env):
         os.close(theirs)
-        os.write(ours, answer)
-        shown = b""
+        shown, has_asked = b"", False
         while True:
+            if b"[y/N]" in shown and not has_asked:
+                has_asked = True
+                os.write(ours, answer())
             try:
                 block = os.read(ours, 65_536)
             except OSError:  # How Linux says that the other side is closed.
@@ -178,9 +207,16 @@ def on_terminal(*argv: str, answer: bytes = b"") -> str:
 
 
 def test_the_command_is_installed_under_its_name() -> None:
-    import tomllib
-    from pathlib import Path
-
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert project["scripts"]["openai-batches"] == f"{COMMAND[-1]}.__main__:main"
     assert any(name.startswith("rich") for name in project["dependencies"])
+
+
+def test_every_documented_command_is_one() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    commands = re.findall(r"^\$ (?:\w+= )?openai-batches ([^|\n]*)", document, re.MULTILINE)
+    assert len(commands) > 5
+    for command in commands:
+        _parser().parse_args(command.split())
+    names = set(re.findall(r"^\| `([\w-]+)[ `]", document, re.MULTILINE))
+    assert names == {"list", "show", "cancel", "results", "clean-files"}
