@@ -87,7 +87,9 @@ def test_its_files_are_found_wherever_airflow_is_served(base_url: str, prefix: s
 
 @pytest.mark.parametrize("name", sorted(path.name for path in STATIC.iterdir()))
 def test_each_file_has_its_type(name: str, browse: Browse, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mimetypes.guess_type", lambda *_, **__: ("text/plain", None))  # as some machines have it
+    monkeypatch.setattr(
+        "starlette.responses.guess_type", lambda *_, **__: ("text/plain", None)
+    )  # as some machines have it
     answer = browse(None).get(f"/static/{name}")
     kinds = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
     assert answer.headers["content-type"] == kinds[Path(name).suffix]
