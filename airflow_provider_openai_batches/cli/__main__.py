@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Only here, so that --help and a typing error cost nothing.
     from airflow_provider_openai_batches.api.errors import OpenAIBatchesError
     from airflow_provider_openai_batches.cli.account import explained
-    from airflow_provider_openai_batches.cli.screen import NobodyReadsError, Screen, clean
+    from airflow_provider_openai_batches.cli.screen import Screen, clean
 
     # What went wrong is in the one line below; a library's warnings are not for whoever reads the output.
     logging.getLogger("airflow_provider_openai_batches").setLevel(logging.ERROR)
@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         module = importlib.import_module(f"{_COMMANDS}.{arguments.module}")
         code: int = getattr(module, arguments.command)(arguments, screen)
         screen.flush()
-    except NobodyReadsError:
-        # Else the interpreter tries to flush once more at its end, and complains.
+    except BrokenPipeError:
+        # Nobody reads the output any more. Else the interpreter tries to flush once more at its end, and complains.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except KeyboardInterrupt:

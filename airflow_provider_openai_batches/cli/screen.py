@@ -29,13 +29,10 @@ _NO_LIMIT = 10_000
 """Columns of what is no terminal: a table in a file or pipe is as wide as its content."""
 
 
-class NobodyReadsError(Exception):
-    """Nobody reads the output any more."""
-
-
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        raise NobodyReadsError
+        # Rich itself would exit here, with 1.
+        raise BrokenPipeError
 
 
 class Screen:
@@ -56,17 +53,11 @@ class Screen:
 
     def raw(self, content: bytes) -> None:
         """Write bytes to standard output as they are."""
-        try:
-            sys.stdout.buffer.write(content)
-        except BrokenPipeError:
-            raise NobodyReadsError from None
+        sys.stdout.buffer.write(content)
 
     def flush(self) -> None:
         """Let what was written leave this process."""
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            raise NobodyReadsError from None
+        sys.stdout.flush()
 
     def show(self, thing: RenderableType) -> None:
         """Print something for people."""
