@@ -240,7 +240,7 @@ class _RemoteDirectory(JobDirectory):
         path = self.root / name
         self._forget(path)
         try:
-            # S3 and GCS make this atomic; elsewhere fsspec looks first, which leaves a gap of milliseconds.
+            # S3, GCS and Azure make this atomic; elsewhere fsspec looks first, which leaves a gap of milliseconds.
             path.fs.pipe_file(path.path, content, mode="create")
         except FileExistsError:
             return False
