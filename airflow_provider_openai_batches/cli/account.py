@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from typing import TYPE_CHECKING
 
 from airflow_provider_openai_batches.api.errors import AuthenticationError, InvalidInputError, OpenAIBatchesError
@@ -63,9 +64,10 @@ def _from_airflow(conn_id: str) -> ClientSettings:
     from airflow_provider_openai_batches.compat import read_metadata_database
 
     read_metadata_database()
-    # Airflow logs to standard output, which is for results.
+    # Airflow logs to standard output, which is for results; its own deprecations are not for whoever reads ours.
     os.environ.setdefault("AIRFLOW__LOGGING__LOGGING_LEVEL", "ERROR")
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         return _read_connection(conn_id)
 
 
