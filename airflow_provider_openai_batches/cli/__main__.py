@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from airflow_provider_openai_batches.cli.screen import Screen, clean
 
     # What went wrong is in the one line below; a library's warnings are not for whoever reads the output.
-    logging.getLogger("airflow_provider_openai_batches").setLevel(logging.ERROR)
+    log = logging.getLogger("airflow_provider_openai_batches")
+    level = log.level
+    log.setLevel(logging.ERROR)
     screen = Screen(as_json=arguments.as_json)
     try:
         module = importlib.import_module(f"{_COMMANDS}.{arguments.module}")
@@ -63,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f" {error.filename}" if error.filename else ""
         screen.note(f"{PROG}: cannot use{where or ' the disk'}: {error.strerror or error}.", style="red")
         return 1
+    finally:
+        log.setLevel(level)
     return code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pty
 import re
@@ -220,3 +221,11 @@ def test_every_documented_command_is_one() -> None:
         _parser().parse_args(command.split())
     names = set(re.findall(r"^\| `([\w-]+)[ `]", document, re.MULTILINE))
     assert names == {"list", "show", "cancel", "results", "clean-files"}
+
+
+def test_a_program_that_calls_it_keeps_its_log(cli: Run, emulator: Emulator) -> None:
+    log = logging.getLogger("airflow_provider_openai_batches")
+    before = log.level
+    assert cli("list").code == 0
+    assert cli("show", "batch_nope").code == 1
+    assert log.level == before
