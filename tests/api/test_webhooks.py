@@ -206,7 +206,9 @@ def test_only_the_end_of_a_batch_has_a_status(kind: str, batch_id: str | None, s
     assert (event.batch_id, event.status, event.id, event.created_at) == (batch_id, status, "", None)
 
 
-@pytest.mark.parametrize("secret", ["", "  ", "whsec_", "whsec_=", "whsec_not base64", "whsec_A", "whsec_ü", "whsec_----abcd"])
+@pytest.mark.parametrize(
+    "secret", ["", "  ", "whsec_", "whsec_=", "whsec_not base64", "whsec_A", "whsec_ü", "whsec_----abcd"]
+)
 def test_nobody_can_sign_for_a_connection_without_a_usable_secret(secret: str) -> None:
     for key in (b"", secret.encode()):
         with pytest.raises(WebhookSecretError) as refusal:
