@@ -24,6 +24,7 @@ from airflow_provider_openai_batches.jobs.ledger import LedgerError, Round, Shar
 from airflow_provider_openai_batches.jobs.purchase import (
     CLAIM_LEASE_S,
     FOREIGN_CLAIM_SETTLES_S,
+    cancel_twins,
     metadata,
 )
 from airflow_provider_openai_batches.jobs.queue import QUEUE_WAIT_S, queue_limit
@@ -158,6 +159,15 @@ def test_zombie_stops_at_its_next_write_and_its_cancel_does_nothing(world: World
     assert {batch.status for batch in world.batches()} == {"validating"}
     cancel(alive)
     assert {batch.status for batch in world.batches()} == {"cancelling"}
+
+
+def test_zombie_does_not_take_the_batches_of_its_successor_for_twins(world: World) -> None:
+    zombie = world.attempt("zombie")
+    zombie.ledger.contested = True
+    advance(world.attempt("alive"))
+    with pytest.raises(LedgerError, match="taken over"):
+        cancel_twins(zombie)
+    assert {batch.status for batch in world.batches()} == {"validating"}
 
 
 def test_zombie_that_wakes_up_with_a_claim_sends_nothing_once_another_attempt_has_the_job(new_world: NewWorld) -> None:
