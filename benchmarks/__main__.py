@@ -28,12 +28,12 @@ def main() -> int:
     """
     options = argparse.ArgumentParser(prog="make bench", description=__doc__)
     options.add_argument("--rows", type=int, default=50_000, help="requests of 3.5 KB (default: %(default)s)")
-    options.add_argument("--small-rows", type=int, default=200_000, help="small ones, in 20 shards (%(default)s)")
-    options.add_argument("--full", action="store_const", dest="small_rows", const=1_000_000, help="a million of those")
+    options.add_argument("--shards", type=int, default=5, help="shards of 50,000 small ones (%(default)s)")
+    options.add_argument("--full", action="store_const", dest="shards", const=20, help="20 of those, a million rows")
     options.add_argument("--rivals", type=Path, default=ROOT / ".venv-rivals", help="their virtual environment")
     given = options.parse_args()
     compared, failed = compare(given.rows, given.rivals)
-    grown, failed_too = grow(given.small_rows)
+    grown, failed_too = grow(given.shards)
     text = "\n".join([_head(), *map(str, [*compared, *grown])])
     DOCS.write_text(text, encoding="utf-8")
     print(text)
@@ -45,7 +45,8 @@ def main() -> int:
 def _head() -> str:
     return f"""# Benchmarks
 
-Written by `make bench` on {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}: {_machine()}, {_versions()}.
+Written by `make bench` on {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}: {_machine()};
+{_versions()}.
 
 Each figure is of a process of its own, with one emulator for all in another. CPU is user and system time of that
 process alone. Peak is its resident memory above what it was before the work, when all was imported and a job of one row
@@ -58,8 +59,8 @@ Rendering is what makes common-ai's operator slow: its prompts are templates. It
 list of rows, and write results in the order of the service's file. Ours takes a generator, and writes them in input
 order, as the bare script does, which keeps no record of what it bought, checks nothing and repeats nothing.
 
-Limits that make the command fail: CPU above {MOST_CPU:.2f} and peak above {MOST_MEMORY:.3f} of common-ai's operator, 20
-shards that need more than {MOST_RATIO:.2f} times the memory of one, a resume of {MOST_RESUME_S:g} s.
+Limits that make the command fail: CPU above {MOST_CPU:.2f} and peak above {MOST_MEMORY:.3f} of common-ai's operator;
+many shards that need more than {MOST_RATIO:.2f} times the memory of one; a resume of {MOST_RESUME_S:g} s.
 """
 
 
