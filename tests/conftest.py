@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 API_KEY = "sk-test-0123456789abcdefghij"
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One process runs the tests that start a whole Airflow, and begins with them: two at a time are too many here."""
     for item in items:
