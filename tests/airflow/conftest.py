@@ -84,17 +84,29 @@ def register(dag: DAG) -> None:
     from airflow.utils.session import create_session
 
     try:
-        from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
+        from airflow.dag_processing.dagbag import sync_bag_to_db
     except ImportError:  # Airflow 3.1
-        from airflow.models.dagbag import DagBag, sync_bag_to_db
+        from airflow.models.dagbag import sync_bag_to_db
     with create_session() as session:
         DagBundlesManager().sync_bundles_to_db(session=session)
-    bag = DagBag(dag_folder=os.devnull)
+    bag = new_dag_bag(os.devnull)
     dag.fileloc = dag.fileloc or __file__
     dag.relative_fileloc = dag.relative_fileloc or Path(dag.fileloc).name
     bag.bag_dag(dag)
     with create_session() as session:
         sync_bag_to_db(bag, "dags-folder", None, session=session)
+
+
+def new_dag_bag(folder: str) -> Any:
+    """Read DAG files as the DAG processor does.
+
+    :param folder: a folder or one file
+    """
+    try:
+        from airflow.dag_processing.dagbag import DagBag
+    except ImportError:  # Airflow 3.1
+        from airflow.models.dagbag import DagBag
+    return DagBag(dag_folder=folder)
 
 
 @pytest.fixture
