@@ -30,7 +30,7 @@ airflow: $(DEMO_INSTALLED)
 	$(PY) -m demo airflow
 
 test: $(INSTALLED)
-	$(PY) -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	$(PY) -m pytest -n 2 $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 API_KEY = "sk-test-0123456789abcdefghij"
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process runs the tests that start a whole Airflow, and begins with them: two at a time are too many here."""
-    for item in items:
-        if item.get_closest_marker("system"):
-            item.add_marker(pytest.mark.xdist_group("system"))
-    items.sort(key=lambda item: item.get_closest_marker("system") is None)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One process runs all tests that start a whole Airflow, and begins with them: two at a time are too many."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "a whole Airflow" if nodeid.startswith(("tests/system/", "tests/browser/")) else nodeid
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture
