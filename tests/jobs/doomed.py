@@ -16,8 +16,10 @@ from tests.jobs.world import World
 
 open_directory("/")  # imports Airflow, on its first use
 
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload([__name__])
+processes = multiprocessing.get_context("forkserver")
+"""There is one fork server for all tests, and it takes the preload that was set last: use this one."""
+
+processes.set_forkserver_preload([__name__])
 
 
 def killed(world: World, options: dict[str, Any], kill_at: int) -> bool:
@@ -27,7 +29,7 @@ def killed(world: World, options: dict[str, Any], kill_at: int) -> bool:
     :param kill_at: number of the operation's boundary, from 1
     :return: whether it was killed before the job ended
     """
-    process = _processes.Process(target=_run, args=(world.base_url, world.location, options, kill_at))
+    process = processes.Process(target=_run, args=(world.base_url, world.location, options, kill_at))
     process.start()
     process.join(60)
     assert process.exitcode in (0, -signal.SIGKILL)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import multiprocessing
 import os
 import signal
 import socket
@@ -21,14 +20,12 @@ import requests
 from airflow_provider_openai_batches.jobs.directory import JobDirectory, open_directory
 from airflow_provider_openai_batches.jobs.engine import Waiting, advance
 from airflow_provider_openai_batches.jobs.ledger import LedgerError
+from tests.jobs.doomed import processes
 from tests.jobs.world import World
 
 NewWorld = Callable[..., World]
 BUCKET = "jobs"
 S3_NEEDS = ("airflow.providers.amazon", "s3fs", "moto", "flask")
-
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["tests.jobs.world"])
 
 
 def _missing(module: str) -> bool:
