@@ -308,12 +308,19 @@ def _int(value: object) -> int | None:
     return number if number is not None and -_LARGEST_INT <= number <= _LARGEST_INT else None
 
 
+_YEAR_10000 = 253_402_300_800
+
+
 def _time(value: object) -> int | None:
-    """Unix seconds from a number or an ISO 8601 text; 0 means "not yet" at some services."""
+    """Unix seconds from a number or an ISO 8601 text; 0 means "not yet" at some services.
+
+    What no calendar has, such as milliseconds, is no time: everything that shows or compares times would break.
+    """
     if isinstance(value, str) and not value.isdigit():
         try:
             moment = datetime.datetime.fromisoformat(value)
         except ValueError:
             return None
         return int(moment.replace(tzinfo=moment.tzinfo or datetime.UTC).timestamp())
-    return _int(value) or None
+    seconds = _int(value) or 0
+    return seconds if 0 < seconds < _YEAR_10000 else None

@@ -130,7 +130,7 @@ class ServiceSession:
         except requests.RequestException as error:
             raise self.connection_error(call, error) from None
         if response.status_code >= 400:
-            raise self._refused(call, response)
+            raise self._refused(call, response, within_s=timeout)
         if response.is_redirect:
             response.close()
             raise InvalidResponseError(
@@ -209,13 +209,15 @@ class ServiceSession:
                     late = requests.ReadTimeout(f"the answer was not complete after {within_s:.0f} seconds")
                     raise self.connection_error(call, late)
 
-    def _refused(self, call: str, response: requests.Response) -> APIStatusError:
-        body = bytearray()
-        with contextlib.closing(response), contextlib.suppress(requests.RequestException):
-            for chunk in response.iter_content(_ERROR_BODY_BYTES):
-                body += chunk
-                if len(body) >= _ERROR_BODY_BYTES:
+    def _refused(self, call: str, response: requests.Response, *, within_s: float) -> APIStatusError:
+        body, until = bytearray(), time.monotonic() + within_s
+        # Whatever has come of it will do.
+        with contextlib.closing(response), contextlib.suppress(HTTPError, OSError):
+            while len(body) < _ERROR_BODY_BYTES and time.monotonic() < until:
+                chunk = response.raw.read1(_CHUNK_BYTES, decode_content=True)
+                if not chunk:
                     break
+                body += chunk
         # Some gateways repeat the whole key in their 401.
         return status_error(call, response.status_code, response.headers, bytes(body), redacted=self._redacted)
 

@@ -156,7 +156,9 @@ def clean_files(arguments: argparse.Namespace, screen: Screen) -> int:
     started = time.time()
     with open_client(arguments.conn_id) as client:
         # In this order: a batch that is created in between is among the batches.
-        files = [file for purpose in purposes for file in client.list_files(purpose=purpose)]
+        # Some services list all files, whatever purpose is asked for.
+        listed = (file for purpose in purposes for file in client.list_files(purpose=purpose))
+        files = list({file.id: file for file in listed if file.purpose in purposes}.values())
         old = spent_files(files, client.list_batches(), before=started - arguments.older_than)
         if not old:
             if not screen.as_json:

@@ -21,6 +21,9 @@ router = APIRouter()
 
 _PAGES_PER_REQUEST = 5
 _SCAN_WITHIN_S = 8.0
+_OVER_AFTER_S = 48 * 3600
+"""A batch that is older has ended: twice the completion window."""
+
 _PREVIEW_BYTES = 262_144
 
 BatchId = Annotated[str, Path(pattern=r"^[\x21-\x7e]+$", max_length=200)]
@@ -141,8 +144,8 @@ def delete_files(scope: ScopeDep, batch_id: BatchId) -> Json:
         deleted: list[str] = []
         kept: list[dict[str, str]] = []
         entry |= {"deleted": deleted, "kept": kept}
-        reasons = _needed(scope, home, batch)
         with home.client() as client:
+            reasons = _needed(scope, client, batch)
             for _, file_id in _files(batch):
                 if file_id in reasons:
                     kept.append({"id": file_id, "reason": reasons[file_id]})
@@ -209,7 +212,7 @@ def _file(client: BatchClient, file_id: str, kind: str) -> dict[str, Any]:
     }
 
 
-def _needed(scope: Scope, home: Account, batch: Batch) -> dict[str, str]:
+def _needed(scope: Scope, client: BatchClient, batch: Batch) -> dict[str, str]:
     """Say of files why they must stay: what is paid for is not thrown away before it is read."""
     place = maker(batch)
     if place is not None and scope.knows(place) and not database.run_is_over(place):
@@ -217,8 +220,12 @@ def _needed(scope: Scope, home: Account, batch: Batch) -> dict[str, str]:
             "The DAG run that made the batch goes on, and may not have read it yet. Delete it when the run is over."
         )
         return {file_id: reason for _, file_id in _files(batch)}
-    # The newest batches are as far as this looks; an older one is over.
-    for other in home.page(None):
-        if other.input_file_id and other.input_file_id == batch.input_file_id and not other.is_terminal:
-            return {other.input_file_id: f"Batch {other.id} still reads it."}
+    input_id, until = batch.input_file_id, time.time() + _SCAN_WITHIN_S
+    if not input_id:
+        return {}
+    for other in client.batches_since(time.time() - _OVER_AFTER_S):
+        if other.input_file_id == input_id and not other.is_terminal:
+            return {input_id: f"Batch {other.id} still reads it."}
+        if time.time() > until:
+            return {input_id: "There are too many batches to see in time whether one still reads it."}
     return {}

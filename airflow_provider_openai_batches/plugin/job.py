@@ -19,7 +19,7 @@ from airflow_provider_openai_batches.jobs.ledger import Ledger, LedgerError, Own
 from airflow_provider_openai_batches.jobs.pricing import Price
 from airflow_provider_openai_batches.operators.job import STORE_KEY
 from airflow_provider_openai_batches.plugin import database
-from airflow_provider_openai_batches.plugin.access import CallerDep, PlaceDep, is_conn_id
+from airflow_provider_openai_batches.plugin.access import Caller, CallerDep, PlaceDep, is_conn_id
 from airflow_provider_openai_batches.plugin.account import account
 from airflow_provider_openai_batches.plugin.database import TaskPlace
 from airflow_provider_openai_batches.plugin.errors import PageError
@@ -41,7 +41,7 @@ _SHARDS_SHOWN = 500
 def show_job(place: PlaceDep, caller: CallerDep) -> Json:
     """The job of a task instance: its shards and rounds, rows by status, tokens and cost so far."""
     traces = _Traces(place)
-    ledger, note = _ledger(traces)
+    ledger, note = _ledger(traces, caller)
     # A ledger without one is of a job that goes on, whatever an earlier attempt has returned.
     manifest = _manifest(ledger.manifest) if ledger is not None else traces.manifest
     if ledger is not None:
@@ -79,8 +79,8 @@ class _Traces:
         self.batch_ids = [each for each in ids if isinstance(each, str)] if isinstance(ids, list) else []
         conn_id = fields.get("conn_id")
         self.conn_id = conn_id if isinstance(conn_id, str) and is_conn_id(conn_id) else None
+        # Not the manifest's: whoever may write an XCom must not choose what the API server reads.
         paths = [stored.get("output_path") if isinstance(stored, Mapping) else None]
-        paths += [self.manifest.output_path] if self.manifest else []
         # Before Airflow 3.3 nothing else tells where a job is that goes on. Other operators have such a field too.
         if self.batch_ids or "OpenAIBatch" in (database.operator_of(place) or ""):
             paths.append(fields.get("output_path"))
@@ -108,11 +108,18 @@ def _manifest(value: object) -> _Manifest | None:
         return None
 
 
-def _ledger(traces: _Traces) -> tuple[Ledger | None, str | None]:
+def _ledger(traces: _Traces, caller: Caller) -> tuple[Ledger | None, str | None]:
     """Return the job's ledger, or why there is none to be seen."""
     path = traces.output_path
     if path is None:
         return None, None
+    # A path such as s3://team@bucket/key is read with that connection's credentials.
+    conn_id = urlsplit(path).netloc.rpartition("@")[0]
+    if conn_id and not caller.may_read_connection(conn_id):
+        return (
+            None,
+            "The job's ledger is read with a connection that you may not read. Airflow's own records are shown.",
+        )
     try:
         ledger = _in_time(lambda: load_ledger(open_directory(path), Owner(*_owner(traces.place))))
     except LedgerError as error:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from airflow_provider_openai_batches.api.errors import APIConnectionError, InvalidResponseError
+from airflow_provider_openai_batches.api.errors import APIConnectionError, InvalidResponseError, ServerError
 from tests.api.connecting import connect
 from tests.api.scripted_server import Answer, ScriptedServer
 
@@ -42,6 +42,20 @@ def test_an_answer_that_drips_is_given_up_in_time() -> None:
             client.retrieve_batch("batch_1")
         over.set()
     assert caught.value.transient
+
+
+def test_a_refusal_that_drips_is_told_in_time() -> None:
+    over = threading.Event()
+
+    def drip() -> Iterator[bytes]:
+        while not over.wait(0.01):
+            yield b"no "
+
+    refusal = Answer(503, chunks=drip())
+    with ScriptedServer(refusal) as server, connect(server.base_url, attempts=1, timeout_s=0.2) as client:
+        with pytest.raises(ServerError, match="no no"):
+            client.retrieve_batch("batch_1")
+        over.set()
 
 
 @pytest.mark.parametrize(
