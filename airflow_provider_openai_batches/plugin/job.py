@@ -114,12 +114,9 @@ def _ledger(traces: _Traces, caller: Caller) -> tuple[Ledger | None, str | None]
     if path is None:
         return None, None
     # A path such as s3://team@bucket/key is read with that connection's credentials.
-    conn_id = urlsplit(path).netloc.rpartition("@")[0]
+    conn_id = path.partition("://")[2].partition("/")[0].rpartition("@")[0]
     if conn_id and not caller.may_read_connection(conn_id):
-        return (
-            None,
-            "The job's ledger is read with a connection that you may not read. Airflow's own records are shown.",
-        )
+        return None, "The job's ledger is behind a connection that you may not read. Airflow's own records are shown."
     try:
         ledger = _in_time(lambda: load_ledger(open_directory(path), Owner(*_owner(traces.place))))
     except LedgerError as error:
