@@ -45,7 +45,7 @@ fi
 echo "installing into .venv (a minute, the first time) ..."
 # 25.1 is the first pip that knows dependency groups.
 .venv/bin/python -m pip install -qq --disable-pip-version-check --upgrade 'pip>=25.1'
-.venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[emulator]' --group "$group"
+.venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[emulator,parquet]' --group "$group"
 
 # The browser tests drive the system's chromium: no download beside the package manager.
 if [ "$group" = dev ] && ! command -v chromium >/dev/null 2>&1; then

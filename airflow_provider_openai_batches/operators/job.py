@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath, XComArg
@@ -383,6 +384,10 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
         from airflow_provider_openai_batches.jobs.shards import ShardLimits
         from airflow_provider_openai_batches.jobs.structured import OutputSchema
 
+        if self.output_format == "parquet" and find_spec("pyarrow") is None:
+            raise InvalidInputError(
+                "output_format", "parquet needs pyarrow: pip install 'airflow-provider-openai-batches[parquet]'."
+            )
         output = None if self.output_type is None else OutputSchema.of(self.output_type)
         return JobSettings(
             template=RequestTemplate(

@@ -200,6 +200,21 @@ class TestWebhookEvents:
         assert asset.uri.startswith("openai-batches://")
 
 
+@pytest.mark.parametrize("stored", ['{"batch_ids": ["batch_1"]}', None], ids=["as it is", "encrypted"])
+def test_trigger_of_a_batch_is_known_however_airflow_keeps_its_arguments(
+    monkeypatch: pytest.MonkeyPatch, stored: str | None
+) -> None:
+    from cryptography.fernet import Fernet
+
+    from airflow_provider_openai_batches.plugin import events
+
+    fernet = Fernet(Fernet.generate_key())
+    monkeypatch.setattr(events, "get_fernet", lambda: fernet)
+    kept = stored or fernet.encrypt(b'{"batch_ids": ["batch_1"]}').decode()
+    assert events._may_name(kept, "batch_1")
+    assert not events._may_name(kept, "batch_2")
+
+
 class TestWaking:
     @pytest.fixture(scope="class")
     def run_of_waiters(self, airflow_db: None) -> None:
