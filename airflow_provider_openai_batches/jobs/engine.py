@@ -306,7 +306,10 @@ def _advance_shard(job: Job, shard: Shard, *, buying: bool) -> OpenAIBatchesErro
         raise
     except OpenAIBatchesError as error:
         current = shard.round
-        if isinstance(error, _OF_ONE_SHARD) and not isinstance(error, WrongPathError) and not error.transient:
+        # Not while a create is open: what it may have bought has to be found by whoever goes on.
+        is_open = current.intent_at is not None and current.batch_id is None
+        is_its_own = isinstance(error, _OF_ONE_SHARD) and not isinstance(error, WrongPathError)
+        if is_its_own and not is_open and not error.transient:
             _refuse(job, shard, error)
             return None
         if not error.transient or current.troubles >= MOST_TROUBLES:

@@ -109,7 +109,7 @@ def review(job: Job, shard: Shard) -> None:
             shard.finished = True
             job.save()
             return
-        number = shard.round.number + 1 + shard.dropped_rounds
+        number = max(shard.round.number, shard.dropped_round) + 1
         with job.directory.staging() as staging:
             limits = job.settings.limits
             queue_limit = (limits.max_tokens or {}).get(shard.model, math.inf)

@@ -116,7 +116,8 @@ class Shard(msgspec.Struct):
     refusal: Refusal | None = None
     # Estimated tokens that a further round may have, once one was too large for the queue, and how many were.
     max_tokens: int | None = None
-    dropped_rounds: int = 0
+    # Number of the round that was dropped last; it is not used again.
+    dropped_round: int = 0
 
     @property
     def round(self) -> Round:

@@ -144,7 +144,7 @@ def _drop_round(job: Job, shard: Shard, limit: int) -> None:
     """Undo a further round, so that the review of the one before writes a smaller one in its place."""
     dropped = shard.rounds.pop()
     shard.max_tokens = max(1, min(limit, dropped.tokens // 2))
-    shard.dropped_rounds += 1
+    shard.dropped_round = dropped.number
     if dropped.file_id is not None:
         job.ledger.unused_files.append(dropped.file_id)
     job.save()

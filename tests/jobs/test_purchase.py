@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_openai_batches.api.client import BatchClient
+from airflow_provider_openai_batches.api.errors import BadRequestError, CreateOutcomeUnknownError
 from airflow_provider_openai_batches.api.settings import ClientSettings
 from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.jobs.engine import (
@@ -100,6 +101,19 @@ def test_create_that_is_refused_for_good_can_be_sent_by_the_next_attempt_without
     outcome = advance(world.attempt())
     assert isinstance(outcome, Waiting)
     assert len(outcome.batch_ids) == 1
+
+
+def test_create_whose_answer_was_lost_is_never_given_up_for_a_refused_listing(new_world: NewWorld) -> None:
+    world = new_world(rows=["a"])
+    world.add_faults({"on": CREATE, "do": {"drop": "after"}}, {"on": LIST, "do": {"status": 400}, "times": 20})
+    with pytest.raises(CreateOutcomeUnknownError):
+        world.run()
+    with pytest.raises(BadRequestError):
+        world.run()
+    assert world.ledger.shards[0].refusal is None
+    world.clear_faults()
+    world.check_results(world.run())
+    assert world.bought() == {(0, 1): 1}
 
 
 def test_create_that_was_lost_while_the_queue_looked_full_is_not_forgotten(new_world: NewWorld) -> None:
