@@ -15,7 +15,6 @@ from typing import Any, BinaryIO, Self, TypeVar
 import msgspec
 import requests
 from requests_toolbelt import MultipartEncoder
-from urllib3.exceptions import HTTPError
 
 from airflow_provider_openai_batches.api.download import download
 from airflow_provider_openai_batches.api.errors import (
@@ -35,7 +34,7 @@ from airflow_provider_openai_batches.api.inputs import (
 )
 from airflow_provider_openai_batches.api.models import Batch, BatchStatus, File
 from airflow_provider_openai_batches.api.retry import DEFAULT_ATTEMPTS, is_retryable, retrying
-from airflow_provider_openai_batches.api.session import ServiceSession
+from airflow_provider_openai_batches.api.session import ServiceSession, chunks
 from airflow_provider_openai_batches.api.settings import ClientSettings
 from airflow_provider_openai_batches.api.tracing import traced
 
@@ -48,7 +47,6 @@ IDEMPOTENCY_KEY = "idempotency_token"
 """Metadata key that carries a create's idempotency token."""
 
 PAGE_SIZE = 100
-_READ_BYTES = 65_536
 _CLOCK_SKEW_S = 300
 """How far our clock may be ahead of the service's before a scan by time could miss a batch."""
 
@@ -168,17 +166,19 @@ class BatchClient:
         :param size: in bytes
         """
         file_id = check_id(file_id, "file_id")
-        until = time.monotonic() + self.settings.timeout_s
         content = bytearray()
         # No range is asked for: an empty file has none, and not every service knows them.
         path = ("files", file_id, "content")
         with closing(self._retry(lambda: self._session.send("GET", *path, follow_redirects=True))) as answer:
             try:
-                while len(content) < size and time.monotonic() < until and (chunk := answer.raw.read1(_READ_BYTES)):
+                for chunk in chunks(answer, within_s=self.settings.timeout_s):
                     content += chunk
-            except (HTTPError, OSError) as error:
-                lost = requests.ConnectionError(error)
-                raise self._session.connection_error("GET /files/{id}/content", lost) from None
+                    if len(content) >= size:
+                        break
+            except requests.Timeout:
+                pass  # What has come is a beginning, too.
+            except requests.RequestException as error:
+                raise self._session.connection_error("GET /files/{id}/content", error) from None
         return bytes(content[:size])
 
     # --- batches -----------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, quote_plus, urlsplit
 
@@ -190,34 +190,28 @@ class ServiceSession:
 
     def _body(self, call: str, response: requests.Response, *, within_s: float) -> bytes:
         """Read an answer that has to fit into memory and to arrive in time, however slowly it drips."""
-        body, until = bytearray(), time.monotonic() + within_s
+        body = bytearray()
         with contextlib.closing(response):
-            while True:
-                try:
-                    chunk = response.raw.read1(_CHUNK_BYTES, decode_content=True)
-                except (HTTPError, OSError) as error:
-                    raise self.connection_error(call, requests.ConnectionError(error)) from None
-                if not chunk:
-                    return bytes(body)
-                body += chunk
-                if len(body) > _LARGEST_ANSWER_BYTES:
-                    raise InvalidResponseError(
-                        f"{call}: the answer is longer than {_LARGEST_ANSWER_BYTES:,} bytes. Is the connection's host "
-                        "the base URL of the API?"
-                    )
-                if time.monotonic() > until:
-                    late = requests.ReadTimeout(f"the answer was not complete after {within_s:.0f} seconds")
-                    raise self.connection_error(call, late)
+            try:
+                for chunk in chunks(response, within_s=within_s):
+                    body += chunk
+                    if len(body) > _LARGEST_ANSWER_BYTES:
+                        raise InvalidResponseError(
+                            f"{call}: the answer is longer than {_LARGEST_ANSWER_BYTES:,} bytes. Is the connection's "
+                            "host the base URL of the API?"
+                        )
+            except requests.RequestException as error:
+                raise self.connection_error(call, error) from None
+        return bytes(body)
 
     def _refused(self, call: str, response: requests.Response, *, within_s: float) -> APIStatusError:
-        body, until = bytearray(), time.monotonic() + within_s
+        body = bytearray()
         # Whatever has come of it will do.
-        with contextlib.closing(response), contextlib.suppress(HTTPError, OSError):
-            while len(body) < _ERROR_BODY_BYTES and time.monotonic() < until:
-                chunk = response.raw.read1(_CHUNK_BYTES, decode_content=True)
-                if not chunk:
-                    break
+        with contextlib.closing(response), contextlib.suppress(requests.RequestException):
+            for chunk in chunks(response, within_s=within_s):
                 body += chunk
+                if len(body) >= _ERROR_BODY_BYTES:
+                    break
         # Some gateways repeat the whole key in their 401.
         return status_error(call, response.status_code, response.headers, bytes(body), redacted=self._redacted)
 
@@ -225,6 +219,25 @@ class ServiceSession:
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text
+
+
+def chunks(response: requests.Response, *, within_s: float) -> Iterator[bytes]:
+    """Iterate over a body as it arrives, however slowly it drips.
+
+    :param within_s: seconds in which it has to end
+    :raises requests.RequestException: it did not, or the connection broke
+    """
+    until = time.monotonic() + within_s
+    while True:
+        try:
+            chunk = response.raw.read1(_CHUNK_BYTES, decode_content=True)
+        except (HTTPError, OSError) as error:
+            raise requests.ConnectionError(error) from None
+        if not chunk:
+            return
+        yield chunk
+        if time.monotonic() > until:
+            raise requests.ReadTimeout(f"the answer was not complete after {within_s:.0f} seconds")
 
 
 def _never_connected(error: requests.RequestException) -> bool:

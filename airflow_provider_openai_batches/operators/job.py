@@ -389,6 +389,7 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
                 "output_format", "parquet needs pyarrow: pip install 'airflow-provider-openai-batches[parquet]'."
             )
         output = None if self.output_type is None else OutputSchema.of(self.output_type)
+        queue_limits = self.hook.queue_limits  # Each look is one at the connection.
         return JobSettings(
             template=RequestTemplate(
                 endpoint=self.endpoint,
@@ -400,7 +401,7 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
             limits=ShardLimits(
                 max_requests=self.max_requests_per_batch,
                 max_bytes=self.max_bytes_per_batch,
-                max_tokens=self.hook.queue_limits or None,
+                max_tokens=queue_limits or None,
             ),
             rules=Rules(
                 endpoint=self.endpoint,
@@ -408,7 +409,7 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
                 parse_output=None if output is None else output.parse,
             ),
             max_active_batches=self.max_active_batches,
-            queue_limits=self.hook.queue_limits,
+            queue_limits=queue_limits,
             prices=parse_prices(self.prices) if self.prices is not None else self.hook.prices,
             max_cost=self.max_cost,
             dry_run=self.plan_only,
