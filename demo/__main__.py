@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import requests
 from rich.console import Console
+from rich.prompt import Confirm
 
 from demo.airflow import USER, Airflow
 from demo.labels import DAG_ID, run_demo
@@ -32,7 +34,8 @@ BATCH_SECONDS = {"run": 10.0, "airflow": 45.0}
 def main() -> int:
     """Run the command line.
 
-    :return: exit code: 0 success, 1 failure, 128 + signal number when stopped by a signal
+    :return: exit code: 0 success, also when Ctrl-C ends what is kept up; 1 failure, 128 + signal number when stopped by
+        a signal before that
     """
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
     parser.add_argument("command", choices=("run", "airflow"), help="run the demo once, or keep an Airflow up")
@@ -45,7 +48,8 @@ def main() -> int:
         _run(arguments.command, arguments.workspace.resolve(), console)
     except Interrupted as interrupted:
         print(f"\n{interrupted}; nothing is left running", file=sys.stderr)
-        return 128 + interrupted.signum
+        is_wanted = arguments.command == "airflow" and interrupted.signum == signal.SIGINT
+        return 0 if is_wanted else 128 + interrupted.signum
     except (DemoError, requests.HTTPError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1
@@ -54,13 +58,16 @@ def main() -> int:
 
 def _run(command: str, workspace: Path, console: Console) -> None:
     airflow_port, emulator_port = _port("AIRFLOW_PORT"), _port("EMULATOR_PORT")
+    model = os.environ.get("DEMO_MODEL") or "gpt-4o-mini"
+    if openai := openai_from_environment():
+        _say_what_it_costs(openai, model, console)
     with _emptied(workspace), Processes(workspace / "logs", catch_signals=True) as processes:
         started = time.monotonic()
-        server = openai_from_environment() or start_emulator(
+        server = openai or start_emulator(
             processes, workspace / "emulator", port=emulator_port, batch_seconds=BATCH_SECONDS[command]
         )
-        model = os.environ.get("DEMO_MODEL") or "gpt-4o-mini"
-        _introduce(server, model, console)
+        if not openai:
+            console.print(f"emulator of the OpenAI Batch API: {server.url} (answers are made up)", highlight=False)
         console.print("starting Airflow (scheduler, triggerer, DAG processor, API server) ...")
         airflow = Airflow.start(
             processes,
@@ -92,15 +99,21 @@ def _emptied(workspace: Path) -> Iterator[None]:
         yield
 
 
-def _introduce(server: OpenAIServer, model: str, console: Console) -> None:
-    if server.costs_money:
-        rows = len({distribution.name for distribution in distributions()})
-        console.print(
-            f"[bold yellow]OPENAI_API_KEY is set: {DAG_ID} sends {rows} short requests to {model} at {server.url}. "
-            "This costs money.[/bold yellow] Without the key an emulator answers for free."
-        )
-    else:
-        console.print(f"emulator of the OpenAI Batch API: {server.url} (answers are made up)", highlight=False)
+def _say_what_it_costs(server: OpenAIServer, model: str, console: Console) -> None:
+    """Ask, too, where somebody can answer: a key may be in the shell for other reasons."""
+    rows = len({distribution.name for distribution in distributions()})
+    console.print(
+        f"[bold yellow]OPENAI_API_KEY is set: {DAG_ID} sends {rows} short requests to {model} at {server.url}. "
+        "This costs money.[/bold yellow] Without the key an emulator answers for free."
+    )
+    if not sys.stdin.isatty():
+        return
+    try:
+        goes_on = Confirm.ask("Go on?", console=console, default=False)
+    except (KeyboardInterrupt, EOFError):
+        goes_on = False
+    if not goes_on:
+        raise DemoError("nothing was sent. `unset OPENAI_API_KEY` to use the emulator")
 
 
 def _keep_up(airflow: Airflow, console: Console) -> None:

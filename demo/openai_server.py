@@ -16,6 +16,8 @@ from demo.processes import HOST, Processes, claim_port, local_environment
 LISTENING = re.compile(r"listening on (http://\S+)")
 READY_TIMEOUT_S = 60
 CONNECTION_VARIABLE = "AIRFLOW_CONN_OPENAI_BATCHES_DEFAULT"
+EXAMPLE_PRICES = {"gpt-4o-mini": {"input": 0.075, "cached_input": 0.0375, "output": 0.30}}
+"""In USD per million tokens: so that costs are shown. The emulator's answers cost nothing."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,9 @@ class OpenAIServer:
 
     def as_airflow_connection(self) -> dict[str, str]:
         """Return the environment variable that makes this server Airflow's connection `openai_batches_default`."""
-        connection = {"conn_type": "openai_batches", "host": self.url, "password": self.api_key}
+        connection: dict[str, object] = {"conn_type": "openai_batches", "host": self.url, "password": self.api_key}
+        if not self.costs_money:
+            connection["extra"] = {"prices": EXAMPLE_PRICES}
         return {CONNECTION_VARIABLE: json.dumps(connection)}
 
 

@@ -57,6 +57,7 @@ def start_demo(tmp_path: Path) -> Iterator[Callable[..., DemoRun]]:
                     [sys.executable, "-m", "demo", command, "--workspace", workspace],
                     cwd=REPOSITORY,
                     env=environment,
+                    stdin=subprocess.DEVNULL,
                     stdout=stack.enter_context(output.open("wb")),
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
@@ -94,6 +95,27 @@ def test_ctrl_c_cancels_a_batch_that_costs_money(
     assert demo.popen.wait(EXIT_TIMEOUT_S) == 128 + signal.SIGINT, demo.output.read_text()
     with emulator.client() as client:
         assert next(client.list_batches(limit=1)).status in ("cancelling", "cancelled")
+
+
+def test_who_sits_at_the_terminal_is_asked_before_money_is_spent(tmp_path: Path) -> None:
+    ours, terminal = os.openpty()
+    os.write(ours, b"n\n")
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "demo", "run", "--workspace", tmp_path],
+        cwd=REPOSITORY,
+        env=_environment() | {"OPENAI_API_KEY": "sk-found-in-a-shell"},
+        stdin=terminal,
+        capture_output=True,
+        text=True,
+        timeout=EXIT_TIMEOUT_S,
+        check=False,
+    )
+
+    assert ended.returncode == 1
+    assert "This costs money." in ended.stdout
+    assert "nothing was sent" in ended.stderr
+    assert not list(tmp_path.iterdir())  # Nothing was started.
 
 
 def test_sigterm_while_starting_leaves_nothing_running(start_demo: Callable[..., DemoRun], waiting: Processes) -> None:
