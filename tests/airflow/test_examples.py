@@ -1,10 +1,9 @@
-"""Every example DAG, and the one in the README, run from file to answers."""
+"""Every example DAG, run from file to answers."""
 
 from __future__ import annotations
 
 import datetime
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import module_from_spec, spec_from_file_location
@@ -137,31 +136,3 @@ def test_started_by_events(airflow_db: None, tmp_path: Path) -> None:
     assert str(count.test(logical_date=NIGHT).state) == "success"
     register(note)
     assert [watcher.trigger.dag_id for watcher in module.ENDED.watchers] == ["label_tickets"]
-
-
-def readme_code(function: str) -> str:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    [code] = [block for block in blocks if f"def {function}(" in block]
-    return code
-
-
-def run_readme(function: str, **replaced: str) -> None:
-    text = readme_code(function)
-    for old, new in replaced.items():
-        text = text.replace(f"/data/{old}", new)
-    names: dict[str, Any] = {"__name__": "readme"}
-    exec(compile(text, "README.md", "exec"), names)
-    dag = names[function]()
-    register(dag)
-    assert str(dag.test(logical_date=NIGHT).state) == "success"
-
-
-def test_the_readmes_first_dag(airflow_db: None, tmp_path: Path) -> None:
-    run_readme("nightly_labels", labels=str(tmp_path))
-    rows = [json.loads(line) for line in next(tmp_path.rglob("part-00000.jsonl")).read_text().splitlines()]
-    assert [row["context"]["review"] for row in rows] == ["I love it.", "It broke on day one."]
-
-
-def test_the_readmes_steps(airflow_db: None, tmp_path: Path, input_file: Path) -> None:
-    run_readme("nightly_answers", **{"requests.jsonl": str(input_file), "answers": str(tmp_path)})
-    assert list(tmp_path.glob("*.output.jsonl"))

@@ -1,0 +1,126 @@
+"""The code in README and docs does what they say: each page's blocks, one after the other, are a DAG file that runs."""
+
+from __future__ import annotations
+
+import datetime
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG, Asset
+
+from airflow_provider_openai_batches.emulator import Emulator
+from airflow_provider_openai_batches.operators.openai_batches import OpenAIBatchOperator
+from tests.airflow.conftest import register
+from tests.conftest import API_KEY
+
+pytestmark = [pytest.mark.airflow, pytest.mark.usefixtures("connection")]
+
+ROOT = Path(__file__).parents[2]
+NIGHT = datetime.datetime(2026, 11, 20, 2, tzinfo=datetime.UTC)
+
+
+@pytest.fixture
+def emulator() -> Iterator[Emulator]:
+    """An emulator whose batches are over before anybody has looked twice."""
+    with Emulator(speed=5000, api_key=API_KEY) as server:
+        yield server
+
+
+@pytest.fixture
+def data(tmp_path: Path, input_file: Path) -> Path:
+    """What stands where the pages say /data."""
+    (tmp_path / "requests.jsonl").write_bytes(input_file.read_bytes())
+    return tmp_path
+
+
+@pytest.fixture
+def page(airflow_db: None, data: Path) -> Callable[[str], Page]:
+    return lambda name: Page(name, data)
+
+
+class Page:
+    """The names that a page's code leaves behind; paths under /data are the test's."""
+
+    def __init__(self, name: str, data: Path) -> None:
+        blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+        # Airflow reads the source of a task's function, so there has to be a file.
+        file = data / f"{Path(name).stem}_page.py"
+        file.write_text("\n".join(blocks).replace("/data/", f"{data}/"))
+        self.names: dict[str, Any] = {"__name__": file.stem, "__file__": str(file)}
+        exec(compile(file.read_text(), str(file), "exec", dont_inherit=True), self.names)
+
+    def dag(self, function: str) -> DAG:
+        dag: DAG = self.names[function]()
+        for task in dag.task_dict.values():
+            if hasattr(task, "poll_interval"):
+                task.poll_interval = 0.1
+        register(dag)
+        return dag
+
+    def run(self, function: str) -> dict[str, Any]:
+        """Run a DAG; return what its tasks returned."""
+        run = self.dag(function).test(logical_date=NIGHT)
+        assert str(run.state) == "success"
+        return {ti.task_id: ti.xcom_pull(task_ids=ti.task_id) for ti in run.get_task_instances()}
+
+
+def result_rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in next(folder.rglob("part-00000.jsonl")).read_text().splitlines()]
+
+
+def test_the_readmes_first_dag(page: Callable[[str], Page], data: Path) -> None:
+    page("README.md").run("nightly_labels")
+    assert [row["context"]["review"] for row in result_rows(data)] == ["I love it.", "It broke on day one."]
+
+
+def test_the_readmes_steps(page: Callable[[str], Page], data: Path) -> None:
+    page("README.md").run("nightly_answers")
+    assert list((data / "answers").glob("*.output.jsonl"))
+
+
+def test_the_guide_labels_its_reviews(page: Callable[[str], Page], data: Path) -> None:
+    assert page("docs/guide.md").run("label_reviews")["show"] == 2
+    assert [row["custom_id"] for row in result_rows(data / "labels")] == ["review-1", "review-2"]
+    assert {row["status"] for row in result_rows(data / "labels")} == {"succeeded"}
+
+
+def test_the_guides_estimate_sends_nothing(page: Callable[[str], Page], emulator: Emulator) -> None:
+    manifest = page("docs/guide.md").run("what_would_it_cost")["estimate"]
+    assert 0 < manifest["estimated_cost"] < 20
+    assert emulator.batches() == []
+
+
+def test_the_events_pages_job_starts_its_reader(page: Callable[[str], Page]) -> None:
+    events = page("docs/events.md")
+    assert events.run("label_tickets")["label"]["succeeded"] == 1
+    # What starts what is seen with a real scheduler and triggerer: tests/system.
+    assert list(events.dag("count").timetable.asset_condition.objects) == [events.names["LABELS"]]
+
+
+def test_the_events_pages_watcher_has_its_filters(page: Callable[[str], Page]) -> None:
+    events = page("docs/events.md")
+    [watcher] = events.names["ENDED"].watchers
+    assert (watcher.trigger.statuses, watcher.trigger.dag_id) == (["expired", "failed"], "label_tickets")
+    for function in ("look", "answer"):
+        assert isinstance(events.dag(function), DAG)
+    assert isinstance(events.names["SAID"], Asset)
+
+
+def test_the_guide_knows_every_parameter_of_a_job() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (?:`(.*?)`)? ?\|", (ROOT / "docs/guide.md").read_text(), re.MULTILINE)
+    signature = inspect.signature(OpenAIBatchOperator.__init__).parameters.values()
+    ours = {
+        parameter.name: "" if parameter.default is parameter.empty else json_like(parameter.default)
+        for parameter in signature
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    assert dict(rows) == ours | {"conn_id": '"openai_batches_default"'}
+
+
+def json_like(default: object) -> str:
+    return f'"{default}"' if isinstance(default, str) else str(default)
