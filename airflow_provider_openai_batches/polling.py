@@ -13,7 +13,6 @@ import logging
 import random
 import threading
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
@@ -273,8 +272,7 @@ class BatchPoller:
         self._connection_doubted = sighting.outage is not None or any(
             isinstance(error, PermissionDeniedError) for error in sighting.errors.values()
         )
-        failures = [*sighting.errors.values(), *([] if sighting.outage is None else [sighting.outage])]
-        polled(self.conn_id, sighting.calls, Counter(type(error).__name__ for error in failures))
+        polled(self.conn_id, sighting.calls, sighting.failures)
         return sighting
 
     async def _connected(self) -> BatchClient:

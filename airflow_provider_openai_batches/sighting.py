@@ -37,6 +37,7 @@ class Sighting:
     :param outage: the trouble of the service as a whole
     :param answered: whether the service answered anything, be it that it knows no such batch
     :param calls: HTTP requests made
+    :param failures: the errors of all calls that failed, also of those that another one made up for
     """
 
     batches: dict[str, Batch] = field(default_factory=dict)
@@ -44,6 +45,7 @@ class Sighting:
     outage: OpenAIBatchesError | None = None
     answered: bool = False
     calls: int = 0
+    failures: list[OpenAIBatchesError] = field(default_factory=list)
 
 
 def look(client: BatchClient, wanted: Iterable[str], stopped: threading.Event) -> Sighting:
@@ -124,6 +126,7 @@ class _Round:
             except OpenAIBatchesError as error:
                 self.sighting.errors[batch_id] = error
                 if isinstance(error, NotFoundError):
+                    self.sighting.failures.append(error)
                     self._answered()
                 else:
                     self._failed(error)
@@ -172,6 +175,7 @@ class _Round:
 
     def _failed(self, error: OpenAIBatchesError) -> None:
         self._failures.append(error)
+        self.sighting.failures.append(error)
         concerns_all = isinstance(error, (AuthenticationError, RateLimitError)) or error.retry_after_s is not None
         if concerns_all or len(self._failures) >= _FAILURES_OF_AN_OUTAGE:
             self.sighting.outage = error

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -60,7 +61,12 @@ COST = Metric(
     _PLACE,
     "Cost in millionths of a US dollar; only where `prices` are known.",
 )
-POLL_CALLS = Metric("openai_batches.poll_calls", "counter", ("conn_id",), "Calls to the service while tasks wait.")
+POLL_CALLS = Metric(
+    "openai_batches.poll_calls",
+    "counter",
+    ("conn_id",),
+    "Calls to the service while tasks wait, or assets are watched.",
+)
 POLL_ERRORS = Metric(
     "openai_batches.poll_errors",
     "counter",
@@ -72,13 +78,14 @@ METRICS = (CREATED, ENDED, QUEUE_WAIT, ROWS, TOKENS, COST, POLL_CALLS, POLL_ERRO
 """All there are."""
 
 
-def polled(conn_id: str, calls: int, errors: Mapping[str, int]) -> None:
+def polled(conn_id: str, calls: int, failures: Iterable[Exception]) -> None:
     """Count the calls of one look at the batches of a connection.
 
-    :param errors: how many failed, by the name of the error's class
+    :param calls: how many were made, whatever came of them
+    :param failures: the errors of those that failed, one for each
     """
     _count(POLL_CALLS, calls, conn_id=conn_id)
-    for error, failed in errors.items():
+    for error, failed in Counter(type(failure).__name__ for failure in failures).items():
         _count(POLL_ERRORS, failed, conn_id=conn_id, error=error)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,12 @@ from airflow_provider_openai_batches.operators.openai_batches import (
     OpenAIBatchSubmitOperator,
     OpenAIBatchUploadOperator,
 )
+from airflow_provider_openai_batches.survey import LISTED_LATE_S
 from airflow_provider_openai_batches.telemetry import METRICS, Meter
-from tests.airflow.conftest import Attempts
+from airflow_provider_openai_batches.triggers.openai_batch_finished import OpenAIBatchFinishedTrigger
+from tests.airflow.conftest import CONNECTION_VARIABLE, Attempts, connection_json, new_batch
 from tests.conftest import API_KEY
+from tests.polling.waiting import until
 
 pytest.importorskip("statsd")
 pytestmark = [pytest.mark.airflow, pytest.mark.usefixtures("no_pauses")]
@@ -248,6 +253,52 @@ def test_a_batch_that_leaves_nothing_to_download_is_counted_where_it_is_waited_f
     with pytest.raises(BatchFailedError):
         submit.execute(context)
     assert statsd.read().amount("ended", status="failed") == statsd.amount("ended") == 1
+
+
+def test_a_watcher_of_an_asset_counts_each_of_its_calls_and_those_that_failed(
+    statsd: Received, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def watch(emulator: Emulator) -> None:
+        async def calls(route: str, more: int) -> None:
+            seen = emulator.count("GET", route)
+            await until(lambda: emulator.count("GET", route) >= seen + more)
+
+        slow = new_batch(emulator, {"outcome": "stuck", "status": "in_progress", "seconds": 2 * LISTED_LATE_S})
+        async with aclosing(OpenAIBatchFinishedTrigger(poll_interval=0.02).run()) as events:
+            told = asyncio.ensure_future(anext(events))
+            await calls("/v1/batches", 2)
+            # The next one is so much younger that the listing is not read back to the slow one, which is asked for.
+            emulator.advance(1.5 * LISTED_LATE_S)
+            new_batch(emulator, {"outcome": "stuck", "status": "in_progress", "seconds": None})
+            await calls("/v1/batches/{batch_id}", 2)
+            emulator.add_fault({"on": {"method": "GET", "path": "/v1/batches"}, "do": {"status": 503}, "times": 2})
+            emulator.add_fault({"on": {"path": "/v1/batches/*"}, "do": {"status": 500}})
+            await calls("/v1/batches/{batch_id}", 2)
+            emulator.advance(LISTED_LATE_S)
+            assert (await told).payload["batch_id"] == slow
+
+    with Emulator(speed=0, api_key=API_KEY) as emulator:
+        monkeypatch.setenv(CONNECTION_VARIABLE, connection_json(emulator))
+        asyncio.run(watch(emulator))
+        counted = emulator.count("GET", "/v1/batches") + emulator.count("GET", "/v1/batches/{batch_id}")
+    assert (
+        statsd.read().amount("poll_calls", conn_id="openai_batches_default") == statsd.amount("poll_calls") == counted
+    )
+    assert statsd.amount("poll_errors", error="ServerError", conn_id="openai_batches_default") == 3
+    assert statsd.amount("poll_errors") == 3
+
+
+def test_a_call_that_fails_for_all_waiters_is_one_error(
+    statsd: Received,
+    emulator: Emulator,
+    connection: None,
+    attempts: Attempts,
+    run_trigger: Callable[..., list[Any]],
+    tmp_path: Path,
+) -> None:
+    emulator.add_fault({"on": {"method": "GET", "path": "/v1/batches/*"}, "do": {"status": 429}})
+    job(attempts, run_trigger, requests=["a"], output_path=str(tmp_path))
+    assert statsd.read().amount("poll_errors", error="RateLimitError") == statsd.amount("poll_errors") == 1
 
 
 def test_no_text_of_others_breaks_a_line(statsd: Received) -> None:

@@ -174,11 +174,33 @@ def test_a_late_end_is_told_after_a_weekend_without_a_triggerer_and_thousands_of
     run(main())
 
 
+def test_a_batch_the_listing_turns_up_40_minutes_late_is_told_once(world: World, conn_id: str) -> None:
+    store = Store()
+
+    async def main() -> None:
+        [newest] = world.add(status="completed", created_at=NOW)
+        async with watching(conn_id, store):
+            await until(lambda: bool(store.kept))
+        # The server that made these has a clock that is behind.
+        over, going_on = world.add(2, created_at=NOW - 2_400)
+        world.change([over], "failed")
+        async with watching(conn_id, store) as watched:
+            await until(lambda: watched.ids == [over] and store.has_told(over))
+            world.change([going_on], "completed")
+            await until(lambda: watched.ids == [over, going_on] and store.has_told(going_on))
+        async with watching(conn_id, store) as watched:
+            await looks(world)
+            assert watched.ids == []
+        assert store.has_told(newest)
+
+    run(main())
+
+
 def test_a_look_costs_few_calls_however_many_batches_there_were(world: World, conn_id: str) -> None:
     async def main() -> None:
         store = Store()
         world.add(900, "completed", created_at=NOW - 100 * HOUR_S)
-        world.add(50, created_at=NOW)
+        world.add(50, created_at=NOW - HOUR_S)
         world.add(250, "completed", created_at=NOW + HOUR_S)
         async with watching(conn_id, store):
             await until(lambda: bool(store.kept))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import takewhile
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from airflow_provider_openai_batches.api.models import Batch
 from airflow_provider_openai_batches.survey import LISTED_LATE_S, Cursor, Survey
 
+MINUTE_S = 60
+HOUR_S = 3600
 DAY_S = 86_400
 START = 10 * DAY_S
 
@@ -36,27 +39,32 @@ def told(cursor: Cursor, seen: Survey) -> tuple[Cursor, list[str]]:
 
 lives = st.lists(
     st.tuples(
-        st.integers(0, 3 * DAY_S),  # created, after the start
-        st.integers(1, DAY_S),  # seconds until it is over
+        st.one_of(st.integers(0, HOUR_S), st.integers(0, 3 * DAY_S)),  # created, after the start
+        st.one_of(st.integers(1, HOUR_S), st.integers(1, DAY_S)),  # seconds until it is over
         st.booleans(),  # whether anybody wants it
-        st.integers(0, LISTED_LATE_S),  # seconds until the listing shows it
+        st.integers(0, 20 * MINUTE_S),  # seconds until the listing shows it
+        st.integers(0, 40 * MINUTE_S),  # how far its server's clock is behind
     ),
     max_size=25,
 )
-looks = st.lists(st.tuples(st.integers(1, DAY_S), st.booleans()), min_size=1, max_size=20)
+pauses = st.one_of(st.integers(1, 15 * MINUTE_S), st.integers(1, DAY_S))
+looks = st.lists(st.tuples(pauses, st.booleans()), min_size=1, max_size=20)
 
 
-@given(lives=lives, looks=looks)
+@given(lives=lives, looks=looks, by_clock=st.booleans())
 def test_each_wanted_batch_is_told_once_however_it_ends_and_whenever_one_looks(
-    lives: list[tuple[int, int, bool, int]], looks: list[tuple[int, bool]]
+    lives: list[tuple[int, int, bool, int, int]], looks: list[tuple[int, bool]], by_clock: bool
 ) -> None:
     now, cursor, heard = START, None, Counter[str]()
     # The last look comes when all are over.
     for pause, restarts in [*looks, (6 * DAY_S, False)]:
         now += pause
+        # Newest first: by what the servers' clocks say, or by what is true.
         shown = [
-            batch(number, START + created, "completed" if now >= START + created + life else "in_progress")
-            for number, (created, life, _, late) in enumerate(lives)
+            batch(number, START + created - slow, "completed" if now >= START + created + life else "in_progress")
+            for number, (created, life, _, late, slow) in sorted(
+                enumerate(lives), key=lambda item: item[1][0] - by_clock * item[1][4], reverse=True
+            )
             if now >= START + created + late
         ]
         if cursor is None:
@@ -66,8 +74,9 @@ def test_each_wanted_batch_is_told_once_however_it_ends_and_whenever_one_looks(
         if restarts:
             cursor = Cursor.from_json(json.loads(json.dumps(cursor.to_json())))
         reach = cursor.since - LISTED_LATE_S
-        seen = [each for each in shown if (each.created_at or 0) >= reach or each.id in cursor.open]
-        cursor, ended = cursor.after(survey(*seen, reach=reach), lambda each: lives[_of(each)][2])
+        listed = list(takewhile(lambda each, reach=reach: (each.created_at or 0) >= reach, shown))  # type: ignore[misc]
+        older = [each for each in shown if each.id in cursor.open]
+        cursor, ended = cursor.after(survey(*listed, *older, reach=reach), lambda each: lives[_of(each)][2])
         heard.update(each.id for each in ended)
         assert all(lives[_of(each)][2] for each in ended)
     assert cursor is not None
@@ -99,6 +108,20 @@ def test_batch_that_the_listing_shows_late_is_told() -> None:
     assert told(cursor, survey(batch(1, START - LISTED_LATE_S, "completed")))[1] == []
 
 
+def test_batch_of_a_server_whose_clock_is_40_minutes_behind_is_told_once() -> None:
+    assert LISTED_LATE_S >= 40 * MINUTE_S
+    young, slow = batch(1, START, "completed"), batch(2, START - 40 * MINUTE_S)
+    cursor, ended = told(Cursor(since=START - DAY_S), survey(young))
+    assert ended == ["batch_1"]
+    cursor, ended = told(cursor, survey(young, slow))
+    assert (cursor.open, ended) == ({"batch_2"}, [])
+    cursor = Cursor.from_json(json.loads(json.dumps(cursor.to_json())))
+    over = batch(2, START - 40 * MINUTE_S, "failed")
+    cursor, ended = told(cursor, survey(young, over))
+    assert ended == ["batch_2"]
+    assert told(Cursor.from_json(cursor.to_json()), survey(young, over))[1] == []
+
+
 def test_survey_of_older_batches_alone_does_not_move_the_cursor_back() -> None:
     cursor, _ = told(Cursor(since=START, open=frozenset({"batch_1"})), survey(batch(1, START - DAY_S)))
     assert cursor == Cursor(since=START, open=frozenset({"batch_1"}))
@@ -125,12 +148,20 @@ def test_batch_that_never_ends_is_forgotten_after_a_month() -> None:
     assert cursor.open == {"batch_2"}
 
 
-def test_cursor_stays_small() -> None:
-    cursor = Cursor()
-    for number in range(2_000):
-        batches = [batch(number + back, START + (number + back) * 60, "completed") for back in range(3)]
-        cursor, _ = told(cursor, survey(*batches, reach=-1))
-    assert len(json.dumps(cursor.to_json())) < 1_000
+@pytest.mark.parametrize(("batches_a_day", "most_bytes"), [(1_440, 4_000), (10_000, 24_000), (48_000, 110_000)])
+def test_cursor_stays_small(batches_a_day: int, most_bytes: int) -> None:
+    cursor, size = Cursor(), 0
+    every_s = DAY_S / batches_a_day
+    # Eight hours, a look a minute.
+    for look in range(1, 481):
+        first, after = (int(minute * MINUTE_S / every_s) for minute in (look - 1, look))
+        made = [
+            Batch(id=f"batch_{number:032x}", status="completed", created_at=START + int(number * every_s))
+            for number in range(first, after)
+        ]
+        cursor, _ = told(cursor, survey(*made, reach=-1))
+        size = max(size, len(json.dumps(cursor.to_json())))
+    assert most_bytes / 2 < size < most_bytes
     many = Cursor(START, frozenset(f"batch_{number:032x}" for number in range(1_500)))
     assert len(json.dumps(many.to_json())) < 65_536  # what Airflow keeps without a warning
 
