@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -22,6 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 if TYPE_CHECKING:
+    from airflow_provider_openai_batches.emulator.receipts import ReceivedRequest
     from airflow_provider_openai_batches.emulator.server import Call
     from airflow_provider_openai_batches.emulator.service import Service, Settings
 
@@ -37,6 +39,8 @@ class Emulator:
         Default: a temporary directory that goes with the context
     :param api_key: the key every call must bring; None accepts any, and none
     :param speed: virtual seconds per real second; 0 stands still until :meth:`advance`
+    :param seconds_per_look: virtual seconds that pass whenever a client retrieves or lists batches, before it is
+        answered: with time that stands still otherwise, a task that polls comes to its end, at any real speed
     :param batch_seconds: virtual seconds the requests of a batch take, besides 3 for validation and 2 for finalizing
     :param token_limits: queued prompt tokens per model; ``*`` for models not named. Default: no limit
     :param faults: fault rules, as in :mod:`airflow_provider_openai_batches.emulator.faults`
@@ -46,6 +50,7 @@ class Emulator:
     :param upstream_backoff: real seconds before the first retry of a request there
     :param webhook_url: told of every batch that ends, as OpenAI's webhooks do; None tells nobody
     :param webhook_secret: signs what is sent there
+    :param keep_requests: keep what was bought, for :meth:`requests` and :meth:`bought`, even if its files are deleted
     :param host: the address to listen on
     :param port: 0 takes any free one
     :raises FaultError: a fault rule cannot be understood
@@ -61,11 +66,13 @@ class Emulator:
         faults: Iterable[Mapping[str, Any]] = (),
         upstream: str | None = None,
         *,
+        seconds_per_look: float = 0.0,
         upstream_api_key: str | None = None,
         upstream_concurrency: int = 8,
         upstream_backoff: float = 0.5,
         webhook_url: str | None = None,
         webhook_secret: str = "",
+        keep_requests: bool = False,
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
@@ -77,6 +84,7 @@ class Emulator:
             "port": port,
             "api_key": api_key,
             "speed": speed,
+            "seconds_per_look": seconds_per_look,
             "batch_seconds": batch_seconds,
             "token_limits": dict(token_limits or {}),
             "faults": tuple(parse_rules(list(faults))),
@@ -86,6 +94,7 @@ class Emulator:
             "upstream_backoff_s": upstream_backoff,
             "webhook_url": webhook_url,
             "webhook_secret": webhook_secret,
+            "keep_requests": keep_requests,
         }
         self._running: _Running | None = None
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
@@ -125,6 +134,20 @@ class Emulator:
         """
         self._open.call(lambda service: service.clock.advance(seconds))
 
+    @property
+    def now(self) -> int:
+        """The virtual time, in unix seconds; at first the real one."""
+        return self._open.run(lambda service: service.clock.now())
+
+    @property
+    def seconds_per_look(self) -> float:
+        """Virtual seconds that pass whenever a client retrieves or lists batches; may be set."""
+        return self._open.run(lambda service: service.clock.per_look)
+
+    @seconds_per_look.setter
+    def seconds_per_look(self, seconds: float) -> None:
+        self._open.run(lambda service: setattr(service.clock, "per_look", seconds))
+
     def add_fault(self, rule: Mapping[str, Any]) -> None:
         """Add a fault rule behind those in force.
 
@@ -154,6 +177,36 @@ class Emulator:
     def batches(self) -> list[dict[str, Any]]:
         """Every batch as the API shows it now, newest first."""
         return self._open.run(lambda service: [service.runner.shown(batch) for batch in service.store.batches()])
+
+    def files(self) -> list[dict[str, Any]]:
+        """Every file as the API shows it now, newest first: without those that were deleted or have expired."""
+
+        def shown(service: Service) -> list[dict[str, Any]]:
+            now = service.clock.now()
+            found = service.store.files(now=now, purpose=None, after=None, ascending=False, limit=-1)
+            return [file.to_api() for file in found]
+
+        return self._open.run(shown)
+
+    def requests(self) -> list[ReceivedRequest]:
+        """Every request of every batch that passed validation, in the order in which they were sent.
+
+        :raises RuntimeError: the emulator does not keep requests
+        """
+        from airflow_provider_openai_batches.emulator.receipts import received_requests
+
+        if not self._options["keep_requests"]:
+            raise RuntimeError("the emulator does not keep requests: start it with keep_requests=True")
+        return self._open.run(lambda service: received_requests(service.store))
+
+    def bought(self) -> Counter[str]:
+        """How often each custom_id has been answered, and so billed; 2 is one too many.
+
+        Jobs that number their rows have the same custom_ids: tell them apart by the metadata of :meth:`requests`.
+
+        :raises RuntimeError: the emulator does not keep requests
+        """
+        return Counter(request.custom_id for request in self.requests() if request.billed)
 
     @property
     def _open(self) -> _Running:

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import importlib.util
+import ipaddress
 import json
 import signal
 import sys
@@ -40,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if data_dir is None:
             data_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="openai-batches-emulator-"))
         settings = Settings(data_dir=Path(data_dir), **arguments)
+        if settings.api_key is None and not _is_loopback(settings.host):
+            at_stake = "the upstream with its key" if settings.upstream_api_key else "this machine's disk"
+            _warn(f"without --api-key, whoever reaches {settings.host} may use it, and {at_stake}")
         try:
             asyncio.run(_serve(settings))
         except DataDirInUseError as error:
@@ -62,8 +66,19 @@ async def _serve(settings: Settings) -> None:
         await stopped.wait()
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _warn(message: str) -> None:
+    print(f"openai-batches-emulator: {message}", file=sys.stderr, flush=True)
+
+
 def _fail(message: str) -> int:
-    print(f"openai-batches-emulator: {message}", file=sys.stderr)
+    _warn(message)
     return 1
 
 

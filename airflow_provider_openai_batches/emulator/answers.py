@@ -43,7 +43,9 @@ class Answer:
     output_tokens: int = 0
 
 
-def answer(url: str, body: Mapping[str, Any], *, created: int, twist: Twist | None = None) -> Answer:
+def answer(
+    url: str, body: Mapping[str, Any], *, created: int, twist: Twist | None = None, text: str | None = None
+) -> Answer:
     """Answer one request of a batch.
 
     The same url and body always get the same answer; only ``created`` is shown as given.
@@ -51,11 +53,12 @@ def answer(url: str, body: Mapping[str, Any], *, created: int, twist: Twist | No
     :param url: the line's url, such as ``/v1/chat/completions``
     :param body: the line's body
     :param created: unix seconds to show
+    :param text: the model's words, where it has any; None makes them up
     """
     refused = rejection(url, body)
     if refused is not None:
         return refused
-    request = _Request(url, body, created, twist)
+    request = _Request(url, body, created, twist, text)
     try:
         match _endpoint(url):
             case "chat/completions":
@@ -106,10 +109,11 @@ def prompt_tokens(body: Mapping[str, Any]) -> int:
 
 
 class _Request:
-    def __init__(self, url: str, body: Mapping[str, Any], created: int, twist: Twist | None) -> None:
+    def __init__(self, url: str, body: Mapping[str, Any], created: int, twist: Twist | None, text: str | None) -> None:
         self._body = body
         self._created = created
         self._twist = twist
+        self._words = text
         canonical = json.dumps([url, body], sort_keys=True)
         self._digest = hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
         self._rng = random.Random(self._digest)  # noqa: S311 -- made-up answers, not secrets
@@ -237,7 +241,9 @@ class _Request:
 
     def _text(self, wanted: Mapping[str, Any] | None, limit: float) -> tuple[str, str, int]:
         """Text, finish reason and tokens of one completion."""
-        if self._twist == "refusal":
+        if self._words is not None:
+            text = self._words
+        elif self._twist == "refusal":
             text = "I'm sorry, but I cannot assist with that request. (emulated refusal)"
         elif self._twist == "invalid_output":
             text = '{"emulated": "this does not follow the schema"}'

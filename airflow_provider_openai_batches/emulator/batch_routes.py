@@ -74,6 +74,7 @@ class BatchRoutes:
         return json_response(batch.to_api())
 
     async def _list(self, request: web.Request) -> web.Response:
+        await self._clock.look()
         limit = integer_query(request, "limit", default=20, most=100)
 
         def batches(after: str | None, count: int) -> list[dict[str, Any]]:
@@ -82,6 +83,7 @@ class BatchRoutes:
         return json_response(page(request, limit, batches))
 
     async def _retrieve(self, request: web.Request) -> web.Response:
+        await self._clock.look()
         return json_response(self._runner.shown(self._batch(request)))
 
     async def _cancel(self, request: web.Request) -> web.Response:

@@ -25,6 +25,7 @@ class VirtualClock:
     :param elapsed: virtual seconds already served, from the last run
     :param now: the last unix time shown; a later real time wins
     :param speed: virtual seconds per real second; 0 stands still until advanced
+    :param per_look: virtual seconds by which every :meth:`look` moves it ahead
     :param moved: called when the clock has been moved by hand
     """
 
@@ -34,8 +35,10 @@ class VirtualClock:
         elapsed: float = 0.0,
         now: float = 0.0,
         speed: float = 1.0,
+        per_look: float = 0.0,
         moved: Callable[[], None] = lambda: None,
     ) -> None:
+        self.per_look = per_look
         self._speed = speed
         self._moved = moved
         self._base = elapsed
@@ -122,6 +125,11 @@ class VirtualClock:
             self._jump_to(target)
             self._moved()
             self._arm()
+
+    async def look(self) -> None:
+        """Somebody looks at a batch: let the time pass that passes between looks."""
+        if self.per_look > 0:
+            await self.advance(self.per_look)
 
     def stop(self) -> None:
         """Drop the timer; sleepers are left to whoever cancels them."""

@@ -17,6 +17,8 @@ HTTP calls: ``"on": {"method": "POST", "path": "/v1/batches"}`` (both default to
 ``redirect: url``              302 to url + the request's path and query
 ``patch: {...}``               JSON merge patch on the answer; on a list, on each item of its data
 ``set: {...}``                 members put into the answer as they are, null too; lists as with patch
+``fill: {...}``                members put into the answer where it has null or nothing; lists as with patch
+``azure: true``                show statuses with a capital and times as ISO 8601 texts, as Azure has done
 ``ranges: true``               file content: advertise and serve Range, ETag and If-Range
 ``ignore_after: true``         lists: act as if no ``after`` had been sent
 =============================  =========================================================================
@@ -27,13 +29,15 @@ decided once per batch, when its lines have been validated
 =================================  =====================================================================
 ``do``                             effect
 =================================  =====================================================================
-``outcome: "failed"``              validation fails with ``errors`` (a list; without it ``errors`` is null)
+``outcome: "failed"``              validation fails with ``errors`` (a list; without it ``errors`` is null) after
+                                   ``seconds`` of virtual time (3)
 ``outcome: "token_limit_exceeded"``  the queue is full, as a failed batch
 ``outcome: "file_not_found"``      "Cannot find file", as a failed batch
 ``outcome: "stuck"``               stays in ``status`` for ``seconds`` of virtual time (null: for ever)
 ``outcome: "skip_states"``         shows ``validating`` until it has ended
 ``outcome: "expire"``              expires when the share ``finished`` (0 to 1) of its requests is done
 ``outcome: "all_failed"``          every request fails with ``status``/``code``/``message`` (500)
+``outcome: "empty_error_file"``    has an error file of zero bytes if no request failed
 =================================  =====================================================================
 
 Rows: ``"on": {"custom_id": "row-1*"}``, decided once per request, when its batch starts; ``skip`` and ``times`` count
@@ -52,6 +56,7 @@ requests
 ``outcome: "length"``          200, cut by the token cap
 ``outcome: "refusal"``         200, the model refuses
 ``outcome: "invalid_output"``  200, an answer that does not follow the schema
+``outcome: "answer"``          200, with ``text`` as the model's words
 =============================  =========================================================================
 """
 
@@ -64,7 +69,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, get_args
 
 BatchOutcomeName = Literal[
-    "failed", "token_limit_exceeded", "file_not_found", "stuck", "skip_states", "expire", "all_failed"
+    "failed",
+    "token_limit_exceeded",
+    "file_not_found",
+    "stuck",
+    "skip_states",
+    "expire",
+    "all_failed",
+    "empty_error_file",
 ]
 RowOutcomeName = Literal[
     "error",
@@ -77,6 +89,7 @@ RowOutcomeName = Literal[
     "length",
     "refusal",
     "invalid_output",
+    "answer",
 ]
 FAILING_ROW_OUTCOMES = frozenset({"error", "server_error", "timeout"})
 """Those that count as a failed request."""
@@ -125,6 +138,8 @@ class CallEffect:
     redirect: str | None = None
     patch: dict[str, Any] | None = None
     set: dict[str, Any] | None = None
+    fill: dict[str, Any] | None = None
+    azure: bool = False
     ranges: bool = False
     ignore_after: bool = False
 
@@ -150,6 +165,7 @@ class RowOutcome:
     status: int | None = None
     code: str | None = None
     message: str | None = None
+    text: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -176,6 +192,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "headers": (dict,),
     "patch": (dict,),
     "set": (dict,),
+    "fill": (dict,),
+    "azure": (bool,),
     "metadata": (dict,),
     "errors": (list,),
     "status": (int, str),
@@ -330,6 +348,8 @@ def _outcome(struct: type[_Outcome], names: Any, raw: Mapping[str, Any], where: 
         raise FaultError(f"{where}: do.outcome: {outcome.outcome!r} is not one of {', '.join(known)}")
     if outcome.outcome == "stuck" and outcome.status not in _STUCK_STATUSES:
         raise FaultError(f"{where}: do.status: a batch can be stuck in {', '.join(_STUCK_STATUSES)}")
+    if isinstance(outcome, RowOutcome) and (outcome.outcome == "answer") != (outcome.text is not None):
+        raise FaultError(f"{where}: do.text: outcome 'answer' needs it, and no other has one")
     if outcome.outcome != "stuck" and isinstance(outcome.status, str):
         raise FaultError(f"{where}: do.status: {outcome.status!r} is no HTTP status")
     return outcome

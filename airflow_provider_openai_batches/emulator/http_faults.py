@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import gzip
 import json
 import socket
@@ -85,7 +86,7 @@ def _reset(request: web.Request) -> web.Response:
 
 async def _altered(request: web.Request, response: web.Response, effect: CallEffect) -> web.StreamResponse:
     body = response.body if isinstance(response.body, bytes) else b""
-    if (effect.patch or effect.set) and response.status < 300:
+    if (effect.patch or effect.set or effect.fill or effect.azure) and response.status < 300:
         body = dump(_patched(json.loads(body), effect))
         response.body = body
     if effect.gzip:
@@ -99,7 +100,20 @@ async def _altered(request: web.Request, response: web.Response, effect: CallEff
 def _patched(shown: Any, effect: CallEffect) -> Any:
     if isinstance(shown, dict) and isinstance(shown.get("data"), list):
         return {**shown, "data": [_patched(item, effect) for item in shown["data"]]}
-    return {**merge_patch(shown, effect.patch or {}), **(effect.set or {})}
+    if not isinstance(shown, dict):
+        return shown
+    if effect.azure:
+        shown = {name: _as_azure(name, value) for name, value in shown.items()}
+    missing = {name: value for name, value in (effect.fill or {}).items() if shown.get(name) is None}
+    return {**merge_patch(shown | missing, effect.patch or {}), **(effect.set or {})}
+
+
+def _as_azure(name: str, value: Any) -> Any:
+    if name == "status" and isinstance(value, str):
+        return value.capitalize()
+    if name.endswith("_at") and isinstance(value, int):
+        return datetime.datetime.fromtimestamp(value, datetime.UTC).isoformat(timespec="microseconds")
+    return value
 
 
 async def _cut(request: web.Request, response: web.Response, body: bytes, length: int) -> web.StreamResponse:

@@ -118,8 +118,9 @@ class Lines:
 class ResultWriter:
     """Writes result lines to the output and error drafts and keeps the tally."""
 
-    def __init__(self, batch_id: str, output: BinaryIO, errors: BinaryIO) -> None:
+    def __init__(self, batch_id: str, output: BinaryIO, errors: BinaryIO, billed: BinaryIO | None = None) -> None:
         self.tally = Tally()
+        self._billed = billed
         self._batch_id = batch_id
         self._output = output
         self._errors = errors
@@ -131,6 +132,8 @@ class ResultWriter:
         self.tally.failed += not ok
         self.tally.input_tokens += reply.input_tokens
         self.tally.output_tokens += reply.output_tokens
+        if ok and self._billed is not None:
+            self._billed.write(b"%d\n" % line)
         spoiled = fate.outcome if fate is not None else None
         if spoiled == "missing":
             return
@@ -170,6 +173,7 @@ class Job:
     :param created: unix seconds shown in the answers
     :param all_failed: how every request fails, if they all do
     :param spool: what an upstream has answered so far, if one is asked
+    :param billed: where to note the numbers of the lines that were answered; None notes nothing
     """
 
     batch_id: str
@@ -181,6 +185,7 @@ class Job:
     created: int
     all_failed: RowOutcome | None = None
     spool: Path | None = None
+    billed: Path | None = None
 
     def fate(self, line: int) -> RowOutcome | None:
         """What is scripted for a line."""
@@ -248,7 +253,8 @@ def write_results(job: Job, output_path: Path, error_path: Path, stopping: threa
         source = stack.enter_context(job.source.open("rb"))
         output, errors = (stack.enter_context(path.open("wb")) for path in (output_path, error_path))
         spool = Spool(stack.enter_context(job.spool.open("rb"))) if job.spool and job.spool.exists() else None
-        writer = ResultWriter(job.batch_id, output, errors)
+        billed = stack.enter_context(job.billed.open("wb")) if job.billed else None
+        writer = ResultWriter(job.batch_id, output, errors, billed)
         lines = Lines(source)
         for position, line in enumerate(finish_order(job.batch_id, len(lines))):
             if stopping.is_set():
@@ -273,7 +279,8 @@ def write_answer(writer: ResultWriter, job: Job, line: int, request: Mapping[str
         writer.answered(line, request["custom_id"], scripted_error(fate))
     else:
         twist = _TWISTS.get(fate.outcome) if fate is not None else None
-        reply = answer(request["url"], request["body"], created=job.created, twist=twist)
+        text = fate.text if fate is not None else None
+        reply = answer(request["url"], request["body"], created=job.created, twist=twist, text=text)
         writer.answered(line, request["custom_id"], reply, fate)
 
 

@@ -160,7 +160,7 @@ class BatchRunner:
             if outcome is not None and self._load(batch.id).status == batch.status:
                 batch = dataclasses.replace(batch, outcome=dataclasses.asdict(outcome))
                 self._store.save_batch(batch)
-        await self._stay(batch, VALIDATION_S)
+        await self._stay(batch, _validation_s(batch))
         custom_ids: list[str] = []
         if self._faults.about_rows and not verdict.errors:
             custom_ids = await self._in_thread(_custom_ids, self._store.notes_path(batch.id, ".input"))
@@ -286,6 +286,7 @@ class BatchRunner:
             created=batch.in_progress_at or batch.created_at,
             all_failed=all_failed,
             spool=spool if self._upstream is not None or spool.exists() else None,
+            billed=self._store.notes_path(batch.id, ".billed") if self._store.keeps_requests else None,
         )
 
     def _halted(self, batch: StoredBatch) -> StoredBatch:
@@ -311,7 +312,9 @@ class BatchRunner:
 
     def _add_results(self, batch: StoredBatch, file_id: str, kind: str, lines: int, now: int) -> str | None:
         path = self._store.draft_path(file_id)
-        if lines == 0:
+        outcome = _outcome(batch)
+        kept_empty = kind == "error" and outcome is not None and outcome.outcome == "empty_error_file"
+        if lines == 0 and not kept_empty:
             path.unlink()
             return None
         life = batch.output_expires_after or RESULT_LIFE_S
@@ -342,6 +345,12 @@ class BatchRunner:
 
 def _outcome(batch: StoredBatch) -> BatchOutcome | None:
     return BatchOutcome(**batch.outcome) if batch.outcome is not None else None
+
+
+def _validation_s(batch: StoredBatch) -> float:
+    outcome = _outcome(batch)
+    scripted = outcome.seconds if outcome is not None and outcome.outcome == "failed" else None
+    return VALIDATION_S if scripted is None else scripted
 
 
 def _stuck_seconds(batch: StoredBatch) -> float:

@@ -31,6 +31,7 @@ class Settings:
     port: int = 0
     api_key: str | None = None
     speed: float = 1.0
+    seconds_per_look: float = 0.0
     batch_seconds: float = 120.0
     token_limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
     faults: tuple[Rule, ...] = ()
@@ -40,6 +41,7 @@ class Settings:
     upstream_backoff_s: float = 0.5
     webhook_url: str | None = None
     webhook_secret: str = ""
+    keep_requests: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,10 +64,16 @@ async def serving(settings: Settings) -> AsyncIterator[Service]:
     :raises DataDirInUseError: another emulator uses the data directory
     """
     async with contextlib.AsyncExitStack() as stack:
-        store = Store(settings.data_dir)
+        store = Store(settings.data_dir, keep_requests=settings.keep_requests)
         stack.callback(store.close)
         elapsed, now = store.load_clock()
-        clock = VirtualClock(elapsed=elapsed, now=now, speed=settings.speed, moved=store.save_clock)
+        clock = VirtualClock(
+            elapsed=elapsed,
+            now=now,
+            speed=settings.speed,
+            per_look=settings.seconds_per_look,
+            moved=store.save_clock,
+        )
         store.follow_clock(clock.reading)
         store.delete_expired_files(now=clock.now())
         stack.callback(clock.stop)

@@ -24,8 +24,10 @@ CREATE INDEX IF NOT EXISTS active_batches ON batches (active, model);
 """
 
 
-Note = Literal[".input", ".plan", ".plan.draft", ".spool"]
+Note = Literal[".input", ".plan", ".plan.draft", ".spool", ".billed"]
 """What a running batch keeps beside its record, as a suffix to its id."""
+_RECEIPT = (".input", ".billed")
+"""The notes that say what was bought: the requests, and the numbers of the lines that were answered."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -132,10 +134,12 @@ class Store:
     """The data directory. Used from the event loop's thread only; contents may be read and written anywhere.
 
     :param data_dir: created if missing; one emulator at a time may use it
+    :param keep_requests: keep what each batch bought, even if its files are deleted
     :raises DataDirInUseError: another process has it open
     """
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, *, keep_requests: bool = False) -> None:
+        self.keeps_requests = keep_requests
         for name in ("files", "drafts", "batches"):
             (data_dir / name).mkdir(parents=True, exist_ok=True)
         self._dir = data_dir
@@ -174,7 +178,8 @@ class Store:
             draft.unlink()
         running = {batch.id for batch in self.unfinished_batches()}
         for note in (self._dir / "batches").iterdir():
-            if note.name.partition(".")[0] not in running:
+            kept = self.keeps_requests and note.suffix in _RECEIPT
+            if note.name.partition(".")[0] not in running and not kept:
                 note.unlink()
         known = {row[0] for row in self._db.execute("SELECT id FROM files")}
         for content in (self._dir / "files").iterdir():
@@ -253,12 +258,12 @@ class Store:
     # Batches
 
     def notes_path(self, batch_id: str, suffix: Note) -> Path:
-        """Where a running batch keeps what is too large for its record; removed when it ends."""
+        """Where a running batch keeps what is too large for its record; removed when it ends, see keep_requests."""
         return self._dir / "batches" / f"{batch_id}{suffix}"
 
     def remove_notes(self, batch_id: str) -> None:
         """Remove a finished batch's notes."""
-        for suffix in get_args(Note):
+        for suffix in set(get_args(Note)) - set(_RECEIPT if self.keeps_requests else ()):
             self.notes_path(batch_id, suffix).unlink(missing_ok=True)
 
     def add_batch(self, batch: StoredBatch) -> None:
