@@ -1,0 +1,61 @@
+"""The pytest plugin. It is loaded in every test run of every project with this package, so it imports nothing yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from airflow_provider_openai_batches.emulator import Emulator
+    from airflow_provider_openai_batches.testing.clock import BatchClock
+    from airflow_provider_openai_batches.testing.connection import EmulatorConnection
+
+_HOUR_S = 3_600
+_MARKER = "openai_batches_emulator"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known."""
+    config.addinivalue_line("markers", f"{_MARKER}(**options): options of the Emulator of the fixture of this name")
+
+
+@pytest.fixture
+def openai_batches_emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
+    """A local server that speaks the OpenAI Batch API, on a free port, fresh for this test.
+
+    Each look of a client at its batches comes an hour after the last, so that a batch is over when it is first looked
+    at. ``@pytest.mark.openai_batches_emulator(...)`` on a test, class or module changes options of
+    :class:`airflow_provider_openai_batches.emulator.Emulator`.
+    """
+    try:
+        import aiohttp  # noqa: F401
+    except ImportError:
+        needed = 'pip install "airflow-provider-openai-batches[testing]"'
+        pytest.fail(f"the fixture openai_batches_emulator needs aiohttp: {needed}", pytrace=False)
+    from airflow_provider_openai_batches.emulator import Emulator
+
+    options: dict[str, Any] = {"speed": 0, "seconds_per_look": _HOUR_S, "keep_requests": True}
+    for marker in reversed(list(request.node.iter_markers(_MARKER))):  # the test's own wins over its module's
+        options |= marker.kwargs
+    with Emulator(**options) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def openai_batches_clock(openai_batches_emulator: Emulator) -> BatchClock:
+    """The emulator's time in the hands of the test: with this fixture it stands still until ``advance``."""
+    from airflow_provider_openai_batches.testing.clock import BatchClock
+
+    return BatchClock(openai_batches_emulator)
+
+
+@pytest.fixture
+def openai_batches_connection(openai_batches_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> EmulatorConnection:
+    """The Airflow connection ``openai_batches_default`` points to the emulator; call it for other ids or fields."""
+    from airflow_provider_openai_batches.testing.connection import EmulatorConnection
+
+    connect = EmulatorConnection(openai_batches_emulator.base_url, monkeypatch)
+    connect()
+    return connect
