@@ -15,6 +15,9 @@ from airflow_provider_openai_batches.api.errors import BadRequestError, Download
 from airflow_provider_openai_batches.api.session import ServiceSession
 
 _CHUNK_BYTES = 1 << 20
+_MOST_DIGITS = 18
+_LONGEST_LINE_BYTES = 1 << 28
+"""Whoever reads the file holds a line in memory. The longest that OpenAI can write is below 100 MB: 2,048 vectors."""
 
 
 def download(
@@ -67,6 +70,8 @@ class _Download:
     def __init__(self, session: ServiceSession, file_id: str, sink: BinaryIO) -> None:
         self.session, self.file_id, self.sink = session, file_id, sink
         self.version: _Version | None = None
+        self.line_bytes = 0
+        """Of the line that goes on at the end of what is there."""
 
     def attempt(self) -> int:
         start = self.sink.tell() if self.version else 0
@@ -82,11 +87,13 @@ class _Download:
             else:
                 self.sink.seek(0)
                 self.sink.truncate()
+                self.line_bytes = 0
                 expected = _content_length(response)
                 self.version = _offered(response, expected)
             try:
                 for chunk in response.iter_content(_CHUNK_BYTES):
                     self.sink.write(chunk)
+                    self._measure(chunk)
             except requests.RequestException as error:
                 raise self._incomplete(expected) from error
         if expected is not None and self.sink.tell() != expected:
@@ -116,6 +123,15 @@ class _Download:
             )
         return response
 
+    def _measure(self, chunk: bytes) -> None:
+        end = chunk.rfind(b"\n")
+        self.line_bytes = self.line_bytes + len(chunk) if end < 0 else len(chunk) - end - 1
+        if self.line_bytes > _LONGEST_LINE_BYTES:
+            raise InvalidResponseError(
+                f"File {self.file_id} has a line of more than {_LONGEST_LINE_BYTES:,} bytes, which no request's answer "
+                "is. Does the connection's host serve batches?"
+            )
+
     def _changed(self) -> DownloadIncompleteError:
         self.version = None
         return DownloadIncompleteError(f"File {self.file_id} changed on the way; starting over.")
@@ -130,7 +146,7 @@ def _content_length(response: requests.Response) -> int | None:
     length = response.headers.get("content-length", "")
     if response.status_code != 200 or response.headers.get("content-encoding", "identity") != "identity":
         return None
-    return int(length) if length.isdecimal() else None
+    return int(length) if length.isdecimal() and len(length) <= _MOST_DIGITS else None
 
 
 def _offered(response: requests.Response, total: int | None) -> _Version | None:

@@ -317,6 +317,9 @@ def raise_for_outcome(batch: Batch) -> None:
 
 
 _REASON_CHARS = 2_000
+_PAGE_CHARS = 300
+_NAME_CHARS = 200
+_TAG = re.compile(r"<[^<>]*>")
 # Searched for in messages too: gateways wrap the original error into the message of their own.
 _QUEUE_FULL = re.compile(
     r"token_limit_exceeded|enqueued (token|request) limit|enqueued tokens has surpassed", re.IGNORECASE
@@ -352,7 +355,7 @@ def status_error(
     :param body: the body, or its beginning
     :param redacted: takes secrets out of what the error will show; the class is decided before
     """
-    reason, code, kind, param = _envelope(body)
+    reason, code, kind, param = _envelope(body, redacted)
     evidence = f"{code} {kind} {reason}"
     if status in (400, 429) and is_queue_full(code, evidence):
         error_class: type[APIStatusError] = QueueFullError
@@ -362,14 +365,19 @@ def status_error(
         error_class = _CLASSES.get(status, ServerError if status >= 500 else BadRequestError)
     if error_class is NotFoundError and call.count("/") == 1:
         error_class = WrongPathError
+
+    def shown(text: Any, most: int) -> Any:
+        # Cut afterwards: the first half of a secret is not the secret that is looked for.
+        return None if text is None else redacted(text)[:most]
+
     should_retry = {"true": True, "false": False}.get(headers.get("x-should-retry", "").lower())
     return error_class(
         call,
         status=status,
-        reason=redacted(reason),
-        code=None if code is None else redacted(code),
-        param=None if param is None else redacted(param),
-        request_id=headers.get("x-request-id"),
+        reason=shown(reason, _REASON_CHARS),
+        code=shown(code, _NAME_CHARS),
+        param=shown(param, _NAME_CHARS),
+        request_id=shown(headers.get("x-request-id"), _NAME_CHARS),
         retry_after_s=retry_after(headers),
         # What only a person can solve stays permanent, whatever a gateway in between suggests.
         transient=None if error_class is QuotaExhaustedError else should_retry,
@@ -407,9 +415,9 @@ def _http_date(text: str) -> float | None:
     return moment.replace(tzinfo=moment.tzinfo or datetime.UTC).timestamp()
 
 
-def _envelope(body: bytes) -> tuple[str, str | None, str | None, str | None]:
-    """Message, code, type and param of an error body."""
-    text = " ".join(re.sub(r"<[^>]*>", " ", body[:_REASON_CHARS].decode("utf-8", "replace")).split())[:300]
+def _envelope(body: bytes, redacted: Callable[[str], str]) -> tuple[str, str | None, str | None, str | None]:
+    """Message, code, type and param of an error body. Only what is no JSON is redacted, and cut, already."""
+    text = redacted(" ".join(_TAG.sub(" ", body.decode("utf-8", "replace")).split()))[:_PAGE_CHARS]
     try:
         decoded: Any = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -419,7 +427,7 @@ def _envelope(body: bytes) -> tuple[str, str | None, str | None, str | None]:
         code, kind, param = (
             None if error.get(name) is None else str(error[name]) for name in ("code", "type", "param")
         )
-        return str(error.get("message") or error.get("detail") or text)[:_REASON_CHARS], code, kind, param
+        return str(error.get("message") or error.get("detail") or text), code, kind, param
     if isinstance(error, str) and error:
-        return error[:_REASON_CHARS], None, None, None
+        return error, None, None, None
     return text or "empty body", None, None, None

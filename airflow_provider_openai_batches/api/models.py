@@ -59,7 +59,7 @@ _SHOWN_ERRORS = 100
 
 def parse_status(value: object) -> str:
     """Read a status in any spelling; an unknown one is returned in lower case and counts as not terminal."""
-    text = str(value or "").strip().lower()
+    text = one_line(str(value or "").strip().lower())
     status = _STATUS_ALIASES.get(text) or _KNOWN_STATUSES.get(text)
     if status is None:
         _warn_of_unknown(text)
@@ -71,6 +71,10 @@ def parse_status(value: object) -> str:
 def _warn_of_unknown(status: str) -> None:
     """Say so once per status: a listing shows it a hundred times a page, at every poll."""
     log.warning("Unknown batch status %r; treating it as not finished.", status)
+
+
+_LONGEST_MESSAGE, _LONGEST_NAME = 2_000, 200
+"""Characters of an error that are kept: it goes into logs and XComs, and patterns are looked for in it."""
 
 
 class RequestCounts(msgspec.Struct, frozen=True):
@@ -280,18 +284,32 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 def _batch_error(entry: object) -> BatchError:
     if not isinstance(entry, Mapping):
-        return BatchError(message=_str(entry))
+        return BatchError(message=_cut(entry, _LONGEST_MESSAGE))
     return BatchError(
-        code=_str(entry.get("code")),
-        message=_str(entry.get("message")),
-        param=_str(entry.get("param")),
+        code=_cut(entry.get("code"), _LONGEST_NAME),
+        message=_cut(entry.get("message"), _LONGEST_MESSAGE),
+        param=_cut(entry.get("param"), _LONGEST_NAME),
         line=_int(entry.get("line")),
+    )
+
+
+def one_line(text: str) -> str:
+    """Return a text of others as one line that neither forges a line of a log nor commands a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() else " " if sign.isspace() else "\N{REPLACEMENT CHARACTER}" for sign in text
     )
 
 
 def _str(value: object) -> str | None:
     """Text, or None for null and the empty string: services send ``""`` for a file that is not there."""
-    return None if value is None or value == "" else _text(value)
+    return None if value is None or value == "" else one_line(_text(value))
+
+
+def _cut(value: object, most: int) -> str | None:
+    text = _str(value)
+    return None if text is None else text[:most]
 
 
 def _text(value: object) -> str:

@@ -10,7 +10,6 @@ from urllib.parse import quote, quote_plus, urlsplit
 
 import msgspec
 import requests
-from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError, LocationParseError, NewConnectionError
 
 from airflow_provider_openai_batches.api.errors import (
@@ -20,7 +19,9 @@ from airflow_provider_openai_batches.api.errors import (
     InvalidResponseError,
     status_error,
 )
+from airflow_provider_openai_batches.api.models import one_line
 from airflow_provider_openai_batches.api.settings import ClientSettings
+from airflow_provider_openai_batches.api.transport import Session
 
 _CONNECT_TIMEOUT_S = 10.0
 _SEND_TIMEOUT_S = 60.0
@@ -36,35 +37,6 @@ _SHORTEST_SECRET = 6
 """Shorter values (``1``, ``none``) hide nothing, and redacting them would make messages unreadable."""
 
 
-class _ServiceAuth(requests.auth.AuthBase):
-    """Sets our headers, and as an explicit auth keeps requests from looking into ``~/.netrc``."""
-
-    def __init__(self, headers: Mapping[str, str]) -> None:
-        self.headers = headers
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers.update(self.headers)
-        return request
-
-
-class _Session(requests.Session):
-    """Drops every header of the connection when a redirect leaves the service's host, not only ``Authorization``."""
-
-    def __init__(self, settings: ClientSettings) -> None:
-        super().__init__()
-        self.auth = _ServiceAuth(settings.request_headers())
-        # Retries are tenacity's alone: two layers would multiply, and urllib3 would repeat a POST.
-        self.mount("http://", HTTPAdapter(max_retries=0))
-        self.mount("https://", HTTPAdapter(max_retries=0))
-        self.headers["Accept-Encoding"] = "identity"
-
-    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
-        if self.should_strip_auth(response.request.url, prepared_request.url):  # type: ignore[no-untyped-call]
-            assert isinstance(self.auth, _ServiceAuth)
-            for name in self.auth.headers:
-                prepared_request.headers.pop(name, None)
-
-
 class ServiceSession:
     """Sends one request and turns whatever goes wrong into this package's errors.
 
@@ -73,9 +45,11 @@ class ServiceSession:
 
     def __init__(self, settings: ClientSettings) -> None:
         self.settings = settings
-        self._session = _Session(settings)
-        values = (settings.api_key, *settings.headers.values(), *settings.query.values())
-        secrets = {str(value) for value in values if len(str(value)) >= _SHORTEST_SECRET}
+        self._session = Session(settings.request_headers())
+        values = [str(value) for value in (settings.api_key, *settings.headers.values(), *settings.query.values())]
+        # What refuses "Bearer KEY" may name the KEY alone.
+        values += [value.split()[-1] for value in values if value.strip()]
+        secrets = {value for value in values if len(value) >= _SHORTEST_SECRET}
         # Errors about URLs show the query as it is sent.
         secrets |= {quote(secret, safe="") for secret in secrets} | {quote_plus(secret) for secret in secrets}
         self._secrets = sorted(secrets, key=len, reverse=True)
@@ -216,9 +190,10 @@ class ServiceSession:
         return status_error(call, response.status_code, response.headers, bytes(body), redacted=self._redacted)
 
     def _redacted(self, text: str) -> str:
+        """Take out of a text of others what nobody may see, and what would forge a line of a log."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        return text
+        return one_line(text)
 
 
 def chunks(response: requests.Response, *, within_s: float) -> Iterator[bytes]:

@@ -12,6 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from airflow_provider_openai_batches.api.errors import InvalidInputError
+
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
@@ -108,22 +110,22 @@ class _LocalDirectory(JobDirectory):
         return str(self.root)
 
     def path(self, name: str) -> str:
-        return str(self.root / name)
+        return str(self.root / _checked(name))
 
     def read(self, name: str) -> bytes | None:
         try:
-            return (self.root / name).read_bytes()
+            return (self.root / _checked(name)).read_bytes()
         except FileNotFoundError:
             return None
 
     def write(self, name: str, content: bytes) -> None:
-        self._draft(name, content).replace(self.root / name)
+        self._draft(name, content).replace(self.root / _checked(name))
 
     def claim(self, name: str, content: bytes) -> bool:
         draft = self._draft(name, content)
         try:
             # Unlike opening with O_EXCL, a link makes the whole content appear at once.
-            os.link(draft, self.root / name)
+            os.link(draft, self.root / _checked(name))
         except FileExistsError:
             return False
         except OSError:
@@ -134,7 +136,7 @@ class _LocalDirectory(JobDirectory):
         return True
 
     def publish(self, local: Path, name: str, check: Callable[[], None] | None = None) -> None:
-        target = self.root / name
+        target = self.root / _checked(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = self._new_draft()
         try:
@@ -150,25 +152,25 @@ class _LocalDirectory(JobDirectory):
 
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
-        path = self.root / name
+        path = self.root / _checked(name)
         if not path.exists():
             raise FileNotFoundError(path)
         yield path
 
     def names(self, folder: str) -> list[str]:
         try:
-            return os.listdir(self.root / folder)
+            return os.listdir(self.root / _checked(folder))
         except FileNotFoundError:
             return []
 
     def exists(self, name: str) -> bool:
-        return (self.root / name).exists()
+        return (self.root / _checked(name)).exists()
 
     def delete(self, name: str) -> None:
-        (self.root / name).unlink(missing_ok=True)
+        (self.root / _checked(name)).unlink(missing_ok=True)
 
     def delete_folder(self, name: str) -> None:
-        shutil.rmtree(self.root / name, ignore_errors=True)
+        shutil.rmtree(self.root / _checked(name), ignore_errors=True)
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
@@ -185,7 +187,7 @@ class _LocalDirectory(JobDirectory):
 
     def _create(self, name: str, content: bytes) -> bool:
         try:
-            with (self.root / name).open("xb") as sink:
+            with (self.root / _checked(name)).open("xb") as sink:
                 sink.write(content)
                 sink.flush()
                 os.fsync(sink.fileno())
@@ -199,7 +201,7 @@ class _LocalDirectory(JobDirectory):
         return drafts / uuid.uuid4().hex
 
     def _draft(self, name: str, content: bytes) -> Path:
-        (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.root / _checked(name)).parent.mkdir(parents=True, exist_ok=True)
         draft = self._new_draft()
         with draft.open("wb") as sink:
             sink.write(content)
@@ -221,10 +223,10 @@ class _RemoteDirectory(JobDirectory):
         return str(self.root)
 
     def path(self, name: str) -> str:
-        return str(self.root / name)
+        return str(self.root / _checked(name))
 
     def read(self, name: str) -> bytes | None:
-        path = self.root / name
+        path = self.root / _checked(name)
         self._forget(path)
         try:
             content: bytes = path.fs.cat_file(path.path)
@@ -233,11 +235,11 @@ class _RemoteDirectory(JobDirectory):
         return content
 
     def write(self, name: str, content: bytes) -> None:
-        path = self.root / name
+        path = self.root / _checked(name)
         path.fs.pipe_file(path.path, content)
 
     def claim(self, name: str, content: bytes) -> bool:
-        path = self.root / name
+        path = self.root / _checked(name)
         self._forget(path)
         try:
             # S3, GCS and Azure make this atomic; elsewhere fsspec looks first, which leaves a gap of milliseconds.
@@ -247,7 +249,7 @@ class _RemoteDirectory(JobDirectory):
         return True
 
     def publish(self, local: Path, name: str, check: Callable[[], None] | None = None) -> None:
-        path = self.root / name
+        path = self.root / _checked(name)
         if check is None or self.root.protocol not in _COPIES_AT_ONCE:
             if check is not None:
                 check()
@@ -266,14 +268,14 @@ class _RemoteDirectory(JobDirectory):
 
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
-        path = self.root / name
+        path = self.root / _checked(name)
         with TemporaryDirectory(prefix="openai-batches-") as directory:
             copy = Path(directory, "copy")
             path.fs.get_file(path.path, str(copy))
             yield copy
 
     def names(self, folder: str) -> list[str]:
-        path = self.root / folder
+        path = self.root / _checked(folder)
         self._forget(path)
         try:
             return [found.rpartition("/")[2] for found in path.fs.ls(path.path, detail=False)]
@@ -281,18 +283,18 @@ class _RemoteDirectory(JobDirectory):
             return []
 
     def exists(self, name: str) -> bool:
-        path = self.root / name
+        path = self.root / _checked(name)
         self._forget(path)
         return bool(path.fs.exists(path.path))
 
     def delete(self, name: str) -> None:
-        path = self.root / name
+        path = self.root / _checked(name)
         with suppress(FileNotFoundError):
             path.fs.rm_file(path.path)
         self._forget(path)
 
     def delete_folder(self, name: str) -> None:
-        path = self.root / name
+        path = self.root / _checked(name)
         with suppress(FileNotFoundError):
             path.fs.rm(path.path, recursive=True)
         self._forget(path)
@@ -309,3 +311,15 @@ class _RemoteDirectory(JobDirectory):
     def _forget(self, path: ObjectStoragePath) -> None:
         # Another worker may have changed what fsspec has listed before.
         path.fs.invalidate_cache()
+
+
+def _checked(name: str) -> str:
+    """Return a file's name. Some have parts from the ledger, which somebody may have changed.
+
+    :raises InvalidInputError: it leads out of the directory
+    """
+    if name.startswith("/") or ".." in name.split("/"):
+        raise InvalidInputError(
+            "output_path", f"{name!r} leads out of the job's directory. Has somebody changed the job's ledger?"
+        )
+    return name

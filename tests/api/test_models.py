@@ -17,6 +17,7 @@ from airflow_provider_openai_batches.api.models import (
     File,
     RequestCounts,
     Usage,
+    one_line,
     parse_status,
 )
 
@@ -222,7 +223,7 @@ def test_any_object_with_an_id_is_a_batch(value: dict[str, object]) -> None:
 
 @given(objects(["bytes", "created_at", "expires_at", "filename", "purpose", "status"]))
 def test_any_object_with_an_id_is_a_file(value: dict[str, object]) -> None:
-    assert File.from_api(value).id == str(value["id"])
+    assert File.from_api(value).id == one_line(str(value["id"]))
 
 
 def test_a_batch_survives_xcom() -> None:
