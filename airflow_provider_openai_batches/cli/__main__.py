@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from airflow_provider_openai_batches import __version__
 from airflow_provider_openai_batches.api.models import BatchStatus
+from airflow_provider_openai_batches.cli import streams
 
 PROG = "openai-batches"
 INTERRUPTED, BROKEN_PIPE = 130, 141
@@ -28,9 +29,27 @@ reads the output any more.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
-    :param argv: the arguments; default: those of the process
+    :param argv: the arguments; default: those of the process, whose standard streams are then made fit for use
     :return: the exit code, see the package's docstring; what argparse refuses ends in ``SystemExit(2)``
     """
+    if argv is None:
+        streams.prepare()
+    try:
+        try:
+            return _run(argv)
+        finally:
+            # Also what --help printed: at the interpreter's end it is too late for an exit code.
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        # Nobody reads the output any more, or there is no room for it.
+        streams.abandon()
+        return BROKEN_PIPE if isinstance(error, BrokenPipeError) else 1
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.command == "clean_files" and not (arguments.yes or arguments.dry_run or sys.stdin.isatty()):
@@ -50,12 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = getattr(module, arguments.command)(arguments, screen)
         screen.flush()
     except BrokenPipeError:
-        # Nobody reads the output any more. Else the interpreter tries to flush once more at its end, and complains.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
-    except KeyboardInterrupt:
-        screen.note("Interrupted.")
-        return INTERRUPTED
+        raise
     except OpenAIBatchesError as error:
         # Further lines list what is wrong with the batch, which `show` does better.
         first, _, more = explained(error, arguments.conn_id).partition("\n")
@@ -74,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROG, description="OpenAI batches and their files.", epilog=_EPILOG)
     parser.add_argument("--version", action="version", version=f"{PROG} {__version__}")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--conn-id", metavar="ID", help="Airflow connection; default: OPENAI_API_KEY")
+    common.add_argument("--conn-id", type=_text, metavar="ID", help="Airflow connection; default: OPENAI_API_KEY")
     common.add_argument("--json", dest="as_json", action="store_true", help="one JSON object per line, for scripts")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -86,23 +100,27 @@ def _parser() -> argparse.ArgumentParser:
     listing = command("list", "batches", "list_batches", "List batches, newest first.")
     listing.add_argument("-n", "--limit", type=_count, default=20, help="at most this many, 0 for all; default: 20")
     listing.add_argument(
-        "--status", action="append", choices=[*BatchStatus], metavar="STATUS", help="only with this status; repeatable"
+        "--status",
+        action="append",
+        choices=[status.value for status in BatchStatus],
+        metavar="STATUS",
+        help="only with this status; repeatable",
     )
-    listing.add_argument("--dag-id", metavar="ID", help="only those that this DAG made")
+    listing.add_argument("--dag-id", type=_text, metavar="ID", help="only those that this DAG made")
     listing.add_argument("--since", type=_age, metavar="AGE", help="only those younger than this, such as 12h or 7d")
 
     show = command("show", "batches", "show_batch", "Show one batch.")
-    show.add_argument("batch_id", metavar="BATCH_ID")
+    show.add_argument("batch_id", type=_text, metavar="BATCH_ID")
     show.add_argument(
         "--watch", action="store_true", help="follow it to its end; exit code 1 if it does not complete with answers"
     )
     show.add_argument("--interval", type=_seconds, default=15.0, metavar="S", help="seconds between looks; default: 15")
 
     cancel = command("cancel", "batches", "cancel_batches", "Cancel batches; what they finished stays and is billed.")
-    cancel.add_argument("batch_ids", metavar="BATCH_ID", nargs="+")
+    cancel.add_argument("batch_ids", type=_text, metavar="BATCH_ID", nargs="+")
 
     results = command("results", "files", "fetch_results", "Write a batch's answers, then its errors, as JSON lines.")
-    results.add_argument("batch_id", metavar="BATCH_ID")
+    results.add_argument("batch_id", type=_text, metavar="BATCH_ID")
     results.add_argument("-o", "--output", metavar="FILE", help="a file, replaced as a whole; default: standard output")
 
     cleaning = command(
@@ -124,6 +142,15 @@ def _parser() -> argparse.ArgumentParser:
     cleaning.add_argument("--yes", action="store_true", help="do not ask")
     cleaning.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
     return parser
+
+
+def _text(text: str) -> str:
+    # A path may be of any bytes; a name that goes to a service may not.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"not valid UTF-8: {os.fsencode(text)!r}") from None
+    return text
 
 
 def _count(text: str) -> int:

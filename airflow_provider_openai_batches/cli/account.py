@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 import warnings
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from airflow_provider_openai_batches.api.errors import AuthenticationError, InvalidInputError, OpenAIBatchesError
 from airflow_provider_openai_batches.api.settings import DEFAULT_BASE_URL, ClientSettings
@@ -65,7 +67,7 @@ def _from_airflow(conn_id: str) -> ClientSettings:
 
     read_metadata_database()
     # Airflow logs to standard output, which is for results; its own deprecations are not for whoever reads ours.
-    os.environ.setdefault("AIRFLOW__LOGGING__LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("AIRFLOW__LOGGING__LOGGING_LEVEL", "CRITICAL")
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return _read_connection(conn_id)
@@ -78,14 +80,72 @@ def _read_connection(conn_id: str) -> ClientSettings:
 
     try:
         with contextlib.closing(OpenAIBatchesHook(conn_id)) as hook:
-            return hook.get_conn().settings
+            settings = hook.get_conn().settings
+            if not _is_json(hook.get_connection(conn_id).extra or "{}"):
+                # Airflow takes it for an empty one: the calls would go to another project than is meant.
+                raise InvalidInputError(
+                    f"connection {conn_id}", "its extra is not valid JSON. Mend it, or leave it empty."
+                )
+            return settings
     except AirflowNotFoundException:
+        if problem := _trouble_in_environment(conn_id, is_missing=True):
+            raise OpenAIBatchesError(problem) from None
         raise OpenAIBatchesError(
             f"Airflow has no connection {conn_id!r}. Create it in the UI (Admin, Connections) or with "
             f"`airflow connections add {conn_id} --conn-type openai_batches --conn-password ...`."
         ) from None
     except OpenAIBatchesError:
+        if problem := _trouble_in_environment(conn_id, is_missing=False):
+            raise OpenAIBatchesError(problem) from None
         raise
     except Exception as error:
+        if problem := _trouble_in_environment(conn_id, is_missing=False):
+            raise OpenAIBatchesError(problem) from None
         # A secrets backend or a database can raise anything.
         raise OpenAIBatchesError(f"Airflow cannot read its connection {conn_id!r}: {error}") from error
+
+
+def _trouble_in_environment(conn_id: str, *, is_missing: bool) -> str | None:
+    """Say what is wrong with a connection's variable, never what is in it; None if nothing is, or there is none.
+
+    Airflow passes over what it cannot read, or makes an empty connection of it.
+
+    :param is_missing: whether Airflow found no connection anywhere
+    """
+    variable = f"AIRFLOW_CONN_{conn_id.upper()}"
+    value = os.environ.get(variable)
+    if value is None:
+        return None
+    problem = _malformed(value.strip())
+    if problem is None and is_missing:
+        problem = "has a field, or a value of a type, that no connection has"
+    return problem and (
+        f"The connection {conn_id!r} is malformed: {variable} {problem}. Expected JSON such as "
+        '{"conn_type": "openai_batches", "password": "...", "extra": {}}, or a URI such as openai-batches://:KEY@.'
+    )
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _malformed(value: str) -> str | None:
+    if not value:
+        return "is empty"
+    if value.startswith("{"):
+        try:
+            json.loads(value)
+        except ValueError as error:
+            # The message of such an error has the place, and nothing of the text.
+            return f"is not valid JSON ({error})"
+        return None
+    try:
+        parts = urlsplit(value)
+        _ = parts.port
+    except ValueError:
+        return "is no URI: a sign in its key, such as / or :, may have to be percent-encoded"
+    return None if parts.scheme and "://" in value else "is neither JSON nor a URI"

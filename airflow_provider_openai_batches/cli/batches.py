@@ -182,7 +182,7 @@ def _fields(batch: Batch, now: float) -> Iterator[tuple[str, RenderableType]]:
             yield name, clean(value)
     for name in (*_TIMES, "expires"):
         if at := getattr(batch, f"{name}_at"):
-            yield f"{name}_at", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+            yield f"{name}_at", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
     if batch.usage is not None:
         tokens = batch.usage
         cached, thought = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -37,12 +38,15 @@ from airflow_provider_openai_batches.api.models import Batch, File
 from airflow_provider_openai_batches.api.progress import duration
 from airflow_provider_openai_batches.cli.account import open_client
 from airflow_provider_openai_batches.cli.batches import sightings
-from airflow_provider_openai_batches.cli.screen import Screen, clean, size
+from airflow_provider_openai_batches.cli.screen import CLOCK_SKEW_S, Screen, age, clean, size
 from airflow_provider_openai_batches.jobs.results import check_counts, count_lines
 
 _COPY_BYTES = 1 << 20
 _COUNT = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
 _LOOK_EVERY_S = 5.0
+_LONGEST_LIFE_S = 2 * 86_400
+"""A batch has a day, and some minutes to be cancelled in: what is older is over."""
+
 PURPOSES = ("batch", "batch_output")
 """Of the files that batches read, and of those they write (output and errors)."""
 
@@ -86,7 +90,8 @@ def fetch_results(arguments: argparse.Namespace, screen: Screen) -> int:
         _publish(parts, target)
     if screen.as_json:
         counts = msgspec.to_builtins(batch.request_counts)
-        outcome = {"id": batch.id, "status": batch.status, "output_path": str(target), "request_counts": counts}
+        path = os.fsencode(target).decode(errors="replace")  # A path may be of any bytes, JSON may not.
+        outcome = {"id": batch.id, "status": batch.status, "output_path": path, "request_counts": counts}
         screen.json({**outcome, "output_lines": answers, "error_lines": errors})
     else:
         what = f"{_plural(answers, 'answer')} and {_plural(errors, 'error')}"
@@ -160,6 +165,7 @@ def clean_files(arguments: argparse.Namespace, screen: Screen) -> int:
         listed = (file for purpose in purposes for file in client.list_files(purpose=purpose))
         files = list({file.id: file for file in listed if file.purpose in purposes}.values())
         old = spent_files(files, client.list_batches(), before=started - arguments.older_than)
+        _tell_times_ahead(files, started, screen)
         if not old:
             if not screen.as_json:
                 screen.note("No files to delete.")
@@ -175,9 +181,20 @@ def clean_files(arguments: argparse.Namespace, screen: Screen) -> int:
             screen.note("Nothing was deleted.")
             return 1
         # Somebody may have used one of them for a new batch while the user was thinking.
-        recent = client.batches_since(started)
+        recent = client.batches_since(started - _LONGEST_LIFE_S)
         in_use = {name for batch in recent if not batch.is_terminal for name in _names(batch)}
         return _delete(client, [file for file in old if file.id not in in_use], screen)
+
+
+def _tell_times_ahead(files: Iterable[File], now: float, screen: Screen) -> None:
+    """Say why files that seem to be old are not: an emulator's time runs ahead, and clocks may be wrong."""
+    ahead = [file.created_at - now for file in files if file.created_at and file.created_at - now >= CLOCK_SKEW_S]
+    if ahead:
+        screen.note(
+            f"{_plural(len(ahead), 'file')} bear{'s' if len(ahead) == 1 else ''} a time up to {duration(max(ahead))} "
+            "ahead of this machine's clock, and cannot be old before that has passed.",
+            style="yellow",
+        )
 
 
 def spent_files(files: Iterable[File], batches: Iterable[Batch], *, before: float) -> list[File]:
@@ -259,6 +276,6 @@ def _table(files: Iterable[File], screen: Screen, now: float) -> Table:
     table = Table("file", "purpose", Column("size", justify="right"), "age", "filename", pad_edge=False)
     table.box = box.SIMPLE_HEAD if bars else None
     for file in files:
-        age = "" if file.created_at is None else duration(now - file.created_at)
-        table.add_row(clean(file.id), clean(file.purpose), size(file.bytes), age, clean(file.filename or ""))
+        made = age(file.created_at, now)
+        table.add_row(clean(file.id), clean(file.purpose), size(file.bytes), made, clean(file.filename or ""))
     return table

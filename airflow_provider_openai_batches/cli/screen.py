@@ -25,6 +25,9 @@ _STYLES = {
     BatchStatus.CANCELLING: "yellow",
     BatchStatus.IN_PROGRESS: "cyan",
 }
+CLOCK_SKEW_S = 60
+"""How far clocks differ without anybody having to hear of it."""
+
 _NO_LIMIT = 10_000
 """Columns of what is no terminal: a table in a file or pipe is as wide as its content."""
 
@@ -98,6 +101,17 @@ def size(count: int | None) -> str:
     return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
 
 
+def age(created_at: int | None, now: float) -> str:
+    """Return how long ago something was made, or how far its time is ahead of our clock.
+
+    :param created_at: unix time by the service's clock, None if it does not say
+    :param now: unix time by ours
+    """
+    if created_at is None:
+        return ""
+    return duration(now - created_at) if created_at - now < CLOCK_SKEW_S else f"{duration(created_at - now)} ahead"
+
+
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
@@ -136,7 +150,7 @@ def batch_table(batches: Iterable[Batch], screen: Screen, now: float) -> Table:
             "progress": bar(batch, 12) if bars else answered,
             "done": answered,
             "failed": f"{counts.failed:,}" if counts.failed else "",
-            "age": "" if batch.created_at is None else duration(now - batch.created_at),
+            "age": age(batch.created_at, now),
             "left": "" if left_s is None else f"~{duration(left_s)}",
             "model": clean(model_of(batch)),
             "endpoint": clean(batch.endpoint or ""),

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from urllib.parse import quote
 
 import pytest
 
@@ -52,3 +53,73 @@ def test_a_connection_that_is_not_there_is_one_line_that_says_how_to_make_it(
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert "airflow connections add nowhere --conn-type openai_batches" in err
+
+
+def spoken_of(value: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> str:
+    """What the command says, in one line, of a connection that is such a text in the environment."""
+    monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")
+    monkeypatch.setenv("AIRFLOW__LOGGING__LOGGING_LEVEL", "CRITICAL")
+    monkeypatch.setenv("AIRFLOW_CONN_ODD", value)
+    capfd.readouterr()
+    assert main(["list", "--conn-id", "odd"]) == 1
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "hush" not in err
+    return err
+
+
+HOST = "http://127.0.0.1:9/v1"
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ('{"conn_type": "openai_batches", "password": "hush', "is not valid JSON (Unterminated string"),
+        ("{'conn_type': 'openai_batches', 'password': 'hush'}", "is not valid JSON (Expecting property name"),
+        ('{"conn_type": "openai_batches", "password": "hush", "key": "hush"}', "has a field"),
+        ('["openai_batches", "hush"]', "is neither JSON nor a URI"),
+        ("hush", "is neither JSON nor a URI"),
+        ("openai-batches://:hush/hush@", "is no URI"),
+        ("openai-batches://:hush@host:hush", "is no URI"),
+        ("", "is empty"),
+    ],
+)
+def test_a_malformed_connection_of_the_environment_is_called_so_and_never_shown(
+    airflow_db: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], value: str, says: str
+) -> None:
+    said = spoken_of(value, monkeypatch, capfd)
+    assert f"The connection 'odd' is malformed: AIRFLOW_CONN_ODD {says}" in said
+    assert "has no connection" not in said
+
+
+@pytest.mark.parametrize("extra", [["hush"], '["hush"]', '"hush"', "7"])
+def test_an_extra_that_is_no_object_is_called_so(
+    airflow_db: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], extra: object
+) -> None:
+    value = json.dumps({"conn_type": "openai_batches", "host": HOST, "password": "hush", "extra": extra})
+    assert "connection odd: its extra has to be a JSON object" in spoken_of(value, monkeypatch, capfd)
+
+
+def test_an_extra_that_is_no_json_is_not_taken_for_an_empty_one(
+    airflow_db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = json.dumps({"conn_type": "openai_batches", "host": HOST, "password": "hush", "extra": '{"project": "hush'})
+    monkeypatch.setenv("AIRFLOW_CONN_ODD", value)
+    command = [sys.executable, "-m", "airflow_provider_openai_batches.cli", "list", "--conn-id", "odd"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    # Airflow's own complaint, with its traceback, is not among it.
+    said = "openai-batches: connection odd: its extra is not valid JSON. Mend it, or leave it empty.\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", said)
+
+
+def test_a_connection_that_is_a_uri_is_read(
+    airflow_db: None, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "server")
+    monkeypatch.setenv("AIRFLOW__LOGGING__LOGGING_LEVEL", "CRITICAL")
+    port = emulator.base_url.rpartition(":")[2].partition("/")[0]
+    extra = quote(json.dumps({"timeout": 5}))
+    host = quote(f"http://127.0.0.1:{port}/v1", safe="")
+    monkeypatch.setenv("AIRFLOW_CONN_GOOD", f"openai-batches://:{API_KEY}@{host}/?__extra__={extra}")
+    assert main(["list", "--conn-id", "good"]) == 0
+    assert capfd.readouterr().err.endswith("No batches.\n")

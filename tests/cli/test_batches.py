@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from types import SimpleNamespace
 
@@ -82,6 +83,22 @@ def test_show_says_all_that_is_known(cli: Run, emulator: Emulator) -> None:
     }
     assert "3 of 3 requests done" in shown["progress"]
     assert cli("show", batch.id, "--json").lines == cli("list", "--json").lines
+
+
+def test_times_are_utc_and_say_so(cli: Run, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        batch = finished(emulator)
+        shown = dict(line.split(maxsplit=1) for line in cli("show", batch.id).out.splitlines())
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    times = {name: shown[name].strip() for name in shown if name.endswith("_at")}
+    assert {"created_at", "in_progress_at", "completed_at", "expires_at"} <= times.keys()
+    for name, text in times.items():
+        said = datetime.datetime.strptime(text, "%Y-%m-%d %H:%M:%S UTC").replace(tzinfo=datetime.UTC)
+        assert said.timestamp() == getattr(batch, name)
 
 
 def test_texts_of_others_cannot_command_the_terminal(cli: Run, emulator: Emulator) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_openai_batches.api.models import Batch, BatchStatus, File
 from airflow_provider_openai_batches.cli.files import spent_files
 from airflow_provider_openai_batches.emulator import Emulator
-from tests.cli.conftest import Run, client_of, finished, submit
+from tests.cli.conftest import CHAT, Run, client_of, finished, submit
+from tests.conftest import API_KEY
 
 # --- results ---------------------------------------------------------------------------------------------------------
 
@@ -119,7 +123,12 @@ def test_a_place_that_is_not_there_costs_no_download(cli: Run, tmp_path: Path) -
 @pytest.fixture
 def in_40_days(monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's clock, 40 days after what the emulator's says."""
-    later = time.time() + 40 * 86_400
+    turn_clock(monkeypatch, 40 * 86_400)
+
+
+def turn_clock(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let the user's clock be ahead of the emulator's."""
+    later = time.time() + seconds
     monkeypatch.setattr("airflow_provider_openai_batches.cli.files.time", SimpleNamespace(time=lambda: later))
 
 
@@ -169,6 +178,75 @@ def test_a_purpose_leaves_the_other_alone(cli: Run, emulator: Emulator, in_40_da
     batch = finished(emulator)
     cli("clean-files", "--older-than", "30d", "--yes", "--purpose", "batch_output")
     assert file_ids(emulator) == {batch.input_file_id}
+
+
+def list_everything_whatever_is_asked_for(emulator: Emulator) -> None:
+    """Make a service of it that does not know the filter by purpose."""
+    headers = {"Authorization": f"Bearer {API_KEY}"}
+    whole = requests.get(f"{emulator.base_url}/files", headers=headers, timeout=10).json()
+    fault = {"on": {"method": "GET", "path": "/v1/files"}, "do": {"status": 200, "body": whole}}
+    emulator.add_fault({**fault, "times": None})
+
+
+def test_a_purpose_is_kept_to_where_the_service_lists_all_files(cli: Run, emulator: Emulator, in_40_days: None) -> None:
+    batch = finished(emulator)
+    list_everything_whatever_is_asked_for(emulator)
+    lines = cli("clean-files", "--older-than", "30d", "--yes", "--purpose", "batch_output", "--json").lines
+    assert [line["id"] for line in lines] == [batch.output_file_id]
+    assert emulator.count("DELETE", "/v1/files/{file_id}") == 1
+
+
+def test_a_file_that_is_listed_twice_is_deleted_once(cli: Run, emulator: Emulator, in_40_days: None) -> None:
+    batch = finished(emulator)
+    list_everything_whatever_is_asked_for(emulator)
+    ended = cli("clean-files", "--older-than", "30d", "--yes", "--json")
+    assert sorted(line["id"] for line in ended.lines) == sorted([batch.input_file_id, batch.output_file_id])
+    assert emulator.count("DELETE", "/v1/files/{file_id}") == 2
+
+
+class Terminal(io.StringIO):
+    """Stands in for a terminal with a user who answers, and does something else before."""
+
+    def __init__(self, think: Callable[[], None]) -> None:
+        super().__init__("y\n")
+        self._think = think
+
+    def isatty(self) -> bool:
+        return True
+
+    def readline(self, size: int | None = -1, /) -> str:  # type: ignore[override]
+        self._think()
+        return super().readline()
+
+
+def test_an_input_that_is_used_again_stays_behind_a_hundred_younger_batches_and_a_clock_that_is_wrong(
+    cli: Run, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = finished(emulator)
+    turn_clock(monkeypatch, 6 * 3_600)
+
+    def use_it_again() -> None:
+        other = submit(emulator)
+        with client_of(emulator) as client:
+            client.create_batch(over.input_file_id or "", CHAT)
+            for _ in range(100):
+                client.create_batch(other.input_file_id or "", CHAT)
+
+    monkeypatch.setattr("sys.stdin", Terminal(use_it_again))
+    ended = cli("clean-files", "--older-than", "1h")
+    assert (ended.code, "Deleted 1 file," in ended.err) == (0, True)
+    assert over.input_file_id in file_ids(emulator)
+
+
+def test_a_time_that_is_ahead_of_our_clock_is_no_age(cli: Run, emulator: Emulator) -> None:
+    emulator.advance(3 * 86_400)
+    batch = finished(emulator)
+    ended = cli("clean-files", "--older-than", "0s", "--yes")
+    assert ended.code == 0
+    assert "2 files bear a time up to 3 d 0 h ahead of this machine's clock" in ended.err
+    assert file_ids(emulator) == {batch.input_file_id, batch.output_file_id}
+    assert "3 d 0 h ahead" in cli("list").out
+    assert "ahead" not in cli("clean-files", "--older-than", "0s", "--purpose", "batch", "--json", "--yes").out
 
 
 def test_without_a_terminal_it_has_to_be_told(cli: Run, emulator: Emulator, in_40_days: None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import pty
@@ -125,7 +126,7 @@ def test_help_makes_no_http_client() -> None:
     assert not {"airflow", "requests", "rich"} & set(done.stderr.split())
 
 
-@pytest.mark.parametrize("argv", [("list",), ("list", "--json"), ("results",)])
+@pytest.mark.parametrize("argv", [("list",), ("list", "--json"), ("results",), ("--help",), ("list", "--help")])
 def test_a_reader_that_went_away_is_no_news(environment: None, emulator: Emulator, argv: tuple[str, ...]) -> None:
     batch = finished(emulator)
     reading, writing = os.pipe()
@@ -134,6 +135,80 @@ def test_a_reader_that_went_away_is_no_news(environment: None, emulator: Emulato
         os.close(writing)
         _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (141, b"")
+
+
+def in_shell(redirected: str, *argv: str | bytes) -> subprocess.CompletedProcess[bytes]:
+    """Run a command as a shell does that was told to redirect."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    script = ["sh", "-c", f'exec "$@" {redirected}', "sh", *COMMAND, *argv]
+    return subprocess.run(script, env=env, capture_output=True, timeout=20, check=False)
+
+
+@pytest.mark.parametrize(
+    ("redirected", "argv", "code"),
+    [
+        # What cannot be written is like what nobody reads.
+        (">&-", ("list",), 141),
+        (">&-", ("list", "--json"), 141),
+        (">&-", ("results",), 141),
+        (">&-", ("--help",), 141),
+        ("<&- >&- 2>&-", ("list",), 141),
+        (">/dev/full", ("list",), 1),
+        (">/dev/full", ("--version",), 1),
+        # Nobody needs the others.
+        ("2>&-", ("list",), 0),
+        ("<&-", ("list",), 0),
+        (">&-", ("results", "-o"), 0),
+        ("2>&-", ("show", "batch_nope"), 1),
+        ("2>/dev/full", ("show", "batch_nope"), 1),
+        ("2>&-", ("list", "--nonsense"), 2),
+        ("<&-", ("clean-files", "--older-than", "1d"), 2),
+    ],
+)
+def test_a_stream_that_is_closed_or_full_is_no_traceback(
+    environment: None, emulator: Emulator, tmp_path: Path, redirected: str, argv: tuple[str, ...], code: int
+) -> None:
+    batch = finished(emulator, 1_000)
+    target = tmp_path / "rows.jsonl"
+    if argv[0] == "results":
+        argv = (argv[0], batch.id, *argv[1:], *([str(target)] if argv[1:] else []))
+    ended = in_shell(redirected, *argv)
+    assert ended.returncode == code, ended.stderr.decode()
+    assert not any(sign in ended.stdout + ended.stderr for sign in (b"Traceback", b"Exception ignored", b"usage: -c"))
+    if redirected == "2>&-" and code == 0:
+        assert batch.id in ended.stdout.decode()
+    assert target.exists() == ("-o" in argv)
+
+
+@pytest.mark.parametrize(
+    "argv", [("show", b"a\xff"), ("cancel", b"a\xff"), ("list", "--dag-id", b"\xe9"), ("list", "--conn-id", b"\xff")]
+)
+def test_a_name_that_is_no_text_is_wrong_usage(environment: None, argv: tuple[str | bytes, ...]) -> None:
+    ended = in_shell("", *argv)
+    assert (ended.returncode, ended.stdout) == (2, b"")
+    assert b"not valid UTF-8: b'" in ended.stderr
+    assert b"Traceback" not in ended.stderr
+
+
+def test_a_file_may_have_any_name(environment: None, emulator: Emulator, tmp_path: Path) -> None:
+    batch = finished(emulator)
+    target = os.fsencode(tmp_path) + b"/\xe9t\xe9"
+    ended = in_shell("", "results", batch.id, "-o", target, "--json")
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert json.loads(ended.stdout)["output_path"] == f"{tmp_path}/\N{REPLACEMENT CHARACTER}t\N{REPLACEMENT CHARACTER}"
+    assert Path(os.fsdecode(target)).read_bytes().count(b"\n") == 3
+
+
+def test_letters_the_terminal_does_not_have_are_replaced(
+    environment: None, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    batch = finished(emulator, airflow_dag_id="été", airflow_task_id="t")
+    ended = in_shell("", "list")
+    assert (ended.returncode, b"?t?.t" in ended.stdout) == (0, True)
+    # What scripts read is UTF-8, whatever the terminal is.
+    [line] = in_shell("", "list", "--json").stdout.splitlines()
+    assert (json.loads(line)["id"], "été".encode() in line) == (batch.id, True)
 
 
 def test_ctrl_c_ends_a_watch_cleanly(environment: None, emulator: Emulator) -> None:
