@@ -41,6 +41,9 @@ _LONGEST_BACKOFF_S = 300.0
 _LONGEST_RETRY_AFTER_S = 3600.0
 """A proxy that asks for a pause of days gets a call an hour: that burdens nobody, and batches end meanwhile."""
 
+_TOLD_AT_ONCE = 50
+"""A waiter that is told something writes a log line: ten thousand in one go would hold the event loop for seconds."""
+
 _FIRST_REPORT_S = 60.0
 _REPORT_EVERY_S = 300.0
 
@@ -221,7 +224,7 @@ class BatchPoller:
                 self._next_poll = started + min((watch.poll_interval for watch in due), default=0.0)
                 wanted = {batch_id for watch in due for batch_id in self._unfinished(watch)}
                 sighting = await self._poll(wanted) if wanted else Sighting()
-                self._settle(wanted, sighting)
+                await self._settle(wanted, sighting)
                 self._schedule(due, sighting, started)
         except asyncio.CancelledError:
             raise
@@ -292,10 +295,12 @@ class BatchPoller:
             self._client = BatchClient(settings, attempts=1)
         return self._client
 
-    def _settle(self, wanted: Iterable[str], sighting: Sighting) -> None:
+    async def _settle(self, wanted: Iterable[str], sighting: Sighting) -> None:
         now = self._loop.time()
         clock = time.time() - now
-        for batch_id in wanted:
+        for number, batch_id in enumerate(wanted, start=1):
+            if number % _TOLD_AT_ONCE == 0:
+                await asyncio.sleep(0)
             track = self._tracks.get(batch_id)
             batch = sighting.batches.get(batch_id)
             error = sighting.errors.get(batch_id)

@@ -8,6 +8,7 @@ import logging
 import subprocess
 import sys
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -342,6 +343,33 @@ def test_a_slow_service_delays_neither_the_event_loop_nor_its_default_executor(w
         await asyncio.gather(*waits)
 
     run(main())
+
+
+def test_news_for_many_waiters_leave_others_their_turns(world: World, conn_id: str) -> None:
+    batches = world.add(1_000)
+    turns = 0
+    told = list[int]()
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def wait(batch_id: str) -> None:
+        await wait_for(conn_id, batch_id)
+        told.append(turns)
+
+    async def main() -> None:
+        waits = [asyncio.create_task(wait(batch_id)) for batch_id in batches]
+        await until(lambda: world.pages >= 20)
+        world.change(batches, "completed")
+        counting = asyncio.create_task(count_turns())
+        await asyncio.gather(*waits)
+        counting.cancel()
+
+    run(main())
+    assert max(Counter(told).values()) <= 100
 
 
 def test_the_last_waiter_out_closes_loop_client_and_thread_and_the_next_one_opens_new_ones(
