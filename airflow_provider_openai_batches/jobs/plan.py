@@ -235,5 +235,6 @@ def _check_cost(estimated: float | None, settings: JobSettings) -> None:
     if estimated > settings.max_cost:
         raise InvalidInputError(
             "max_cost",
-            f"the job is estimated at {estimated:,.2f} USD, more than {settings.max_cost:,.2f}. Nothing was sent.",
+            f"the job is estimated at {estimated:,.2f} USD, more than {settings.max_cost:,.2f}. Nothing was sent. Send "
+            "fewer rows, lower their token caps, or raise max_cost; dry_run shows the estimate.",
         )

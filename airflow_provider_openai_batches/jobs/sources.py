@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -102,7 +103,9 @@ def _file_rows(path: Any) -> Rows:
 
 def _jsonl_items(path: Any) -> Iterator[Any]:
     decode = msgspec.json.Decoder().decode
-    with path.open("rb") as file:
+    with path.open("rb") as raw:
+        # An object store's own file cannot stop in the middle of a line.
+        file = io.BufferedReader(raw)
         for number, line in enumerate(iter(partial(file.readline, MAX_BYTES + 1), b"")):
             if number == 0:
                 line = line.removeprefix(b"\xef\xbb\xbf")
