@@ -20,7 +20,7 @@ import base64
 import hashlib
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -101,16 +101,16 @@ class WebhookEvent(msgspec.Struct, frozen=True, kw_only=True):
         return status if self.batch_id is not None and status in TERMINAL_STATUSES else None
 
 
-def verify(secret: str, headers: Mapping[str, str], body: bytes, *, now: float) -> WebhookEvent:
+def verify(secret: str | Callable[[], str], headers: Mapping[str, str], body: bytes, *, now: float) -> WebhookEvent:
     """Check that a call was signed with the secret within the last five minutes, and read it.
 
-    :param secret: the endpoint's: ``whsec_`` and the key in base64, else the key itself
+    :param secret: the endpoint's: ``whsec_`` and the key in base64, else the key itself. Or what looks it up: that is
+        asked only about a call that has all headers and is fresh, since anybody can make one that is not
     :param headers: the request's, names in any spelling
     :param body: the request's raw body: the signature is for these bytes, not for what they mean
     :param now: unix time
     :raises WebhookError: do not act upon the call; see the classes above
     """
-    key = _key(secret)
     by_name = {name.lower(): value for name, value in headers.items()}
     webhook_id, timestamp, signatures = (
         _header(by_name, name) for name in ("webhook-id", "webhook-timestamp", "webhook-signature")
@@ -123,6 +123,7 @@ def verify(secret: str, headers: Mapping[str, str], body: bytes, *, now: float) 
     if not -TOLERANCE_S <= age_s <= TOLERANCE_S:
         when = f"{age_s:,.0f} seconds ago" if age_s > 0 else f"{-age_s:,.0f} seconds ahead of our clock"
         raise WebhookStaleError(f"The webhook was signed {when}; {TOLERANCE_S} are allowed. Is our clock right?")
+    key = _key(secret if isinstance(secret, str) else secret())
     digest = hmac.digest(key, f"{webhook_id}.{timestamp}.".encode() + body, hashlib.sha256)
     expected = base64.b64encode(digest)
     # A sender that changes its secret signs with the old and the new one for a while.

@@ -85,7 +85,7 @@ class OpenAIBatchesHook(BaseHook):
 
         :raises InvalidInputError: a limit is no number of tokens
         """
-        limits = _json_object(self.get_connection(self.conn_id).extra_dejson, "enqueued_token_limits")
+        limits = _json_object(connection_extra(self.get_connection(self.conn_id)), "enqueued_token_limits")
         for model, tokens in limits.items():
             if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
                 raise InvalidInputError(
@@ -96,10 +96,7 @@ class OpenAIBatchesHook(BaseHook):
     @property
     def prices(self) -> dict[str, Price]:
         """What tokens cost by model, from the connection's ``prices``; empty if it has none."""
-        from airflow_provider_openai_batches.jobs.pricing import parse_prices
-
-        extra = self.get_connection(self.conn_id).extra_dejson
-        return parse_prices(_json_object(extra, "prices"), f"connection {self.conn_id}: prices")
+        return connection_prices(self.get_connection(self.conn_id))
 
     def close(self) -> None:
         """Close the connections to the service. The next call reads the Airflow connection again."""
@@ -111,11 +108,11 @@ class OpenAIBatchesHook(BaseHook):
     @property
     def webhook_secret(self) -> str:
         """The signing secret of the webhook endpoint, from the connection; empty if it has none."""
-        return str(self.get_connection(self.conn_id).extra_dejson.get("webhook_secret") or "").strip()
+        return str(connection_extra(self.get_connection(self.conn_id)).get("webhook_secret") or "").strip()
 
     def _settings(self) -> ClientSettings:
         conn = self.get_connection(self.conn_id)
-        return client_settings(conn, conn.extra_dejson)
+        return client_settings(conn, connection_extra(conn))
 
     def test_connection(self) -> tuple[bool, str]:
         """List one batch: the cheapest call that needs a valid key. Tried once: a person is waiting."""
@@ -293,6 +290,43 @@ class OpenAIBatchesHook(BaseHook):
             (sleep or time.sleep)(min(pause, left))
 
 
+def connection_extra(conn: Connection) -> Mapping[str, Any]:
+    """Return a connection's decoded extra.
+
+    :raises InvalidInputError: it is no JSON object; names the connection
+    """
+    try:
+        extra = conn.extra_dejson
+    except ValueError as error:
+        # Airflow refuses some of these itself when it reads one from its database.
+        raise _no_object(conn, "something else") from error
+    return _checked_extra(conn, extra)
+
+
+def _checked_extra(conn: Connection, extra: object) -> Mapping[str, Any]:
+    if not isinstance(extra, Mapping):
+        raise _no_object(conn, f"a {type(extra).__name__}")
+    return extra
+
+
+def _no_object(conn: Connection, found: str) -> InvalidInputError:
+    # Without the value: there may be a secret in it.
+    return InvalidInputError(
+        f"connection {conn.conn_id}",
+        f'its extra has to be a JSON object such as {{"timeout": 60}}, and is {found}. Change it, or leave it empty.',
+    )
+
+
+def connection_prices(conn: Connection) -> dict[str, Price]:
+    """Return what tokens cost by model, from a connection's ``prices``; empty if it has none.
+
+    :raises InvalidInputError: names the connection's field
+    """
+    from airflow_provider_openai_batches.jobs.pricing import parse_prices
+
+    return parse_prices(_json_object(connection_extra(conn), "prices"), f"connection {conn.conn_id}: prices")
+
+
 def client_settings(conn: Connection, extra: Mapping[str, Any]) -> ClientSettings:
     """Read a connection of type ``openai_batches``, or of the official provider's ``openai``.
 
@@ -300,6 +334,7 @@ def client_settings(conn: Connection, extra: Mapping[str, Any]) -> ClientSetting
     :param extra: its decoded extra; decoding is the caller's because it is asynchronous in the triggerer
     :raises InvalidInputError: names the connection's field
     """
+    _checked_extra(conn, extra)
     try:
         if extra.get("dialect") not in (None, "", "openai"):
             raise InvalidInputError("dialect", f"{extra['dialect']!r} is not known; only 'openai' is.")

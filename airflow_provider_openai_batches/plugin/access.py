@@ -70,6 +70,9 @@ class Caller:
         return self._may_dag("GET", DagAccessEntity.TASK_INSTANCE, dag_id)
 
     def _may_connection(self, method: Any, conn_id: str) -> bool:
+        if database.is_of_a_team_by_name(conn_id):
+            return False
+        # With the team, as Airflow's own requires_access_connection asks.
         details = ConnectionDetails(conn_id=conn_id, team_name=database.connection_team(conn_id))
         return bool(get_auth_manager().is_authorized_connection(method=method, details=details, user=self._user))
 

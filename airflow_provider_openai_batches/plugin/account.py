@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
@@ -21,12 +21,19 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.secrets.environment_variables import CONN_ENV_PREFIX, EnvironmentVariablesBackend
 
 from airflow_provider_openai_batches.api.client import PAGE_SIZE, BatchClient
-from airflow_provider_openai_batches.api.errors import InvalidInputError, OpenAIBatchesError
-from airflow_provider_openai_batches.api.models import Batch
-from airflow_provider_openai_batches.hooks.openai_batches import DEFAULT_CONN_ID, OpenAIBatchesHook
+from airflow_provider_openai_batches.api.errors import InvalidInputError, NotFoundError, OpenAIBatchesError
+from airflow_provider_openai_batches.api.models import Batch, File
+from airflow_provider_openai_batches.api.settings import ClientSettings
+from airflow_provider_openai_batches.hooks.openai_batches import (
+    DEFAULT_CONN_ID,
+    client_settings,
+    connection_extra,
+    connection_prices,
+)
 from airflow_provider_openai_batches.jobs.pricing import Price
 from airflow_provider_openai_batches.links import dashboard_url
 from airflow_provider_openai_batches.plugin import database
+from airflow_provider_openai_batches.plugin.cursors import Cursors
 from airflow_provider_openai_batches.plugin.errors import PageError
 
 log = logging.getLogger(__name__)
@@ -95,19 +102,11 @@ class Account:
     """
 
     def __init__(self, conn_id: str) -> None:
-        hook = OpenAIBatchesHook(conn_id)
-        # Another type's password is not for sending to its host as an API key.
-        if hook.get_connection(conn_id).conn_type not in CONNECTION_TYPES:
-            kinds = " or ".join(CONNECTION_TYPES)
-            raise PageError(404, "no_connection", f"There is no connection {conn_id} of type {kinds}.")
-        try:
-            settings = hook.get_conn().settings
-        except InvalidInputError as error:
-            raise PageError(502, "bad_connection", f"The connection cannot be used: {error}") from error
-        self._settings = dataclasses.replace(settings, timeout_s=min(settings.timeout_s, _CALL_WITHIN_S))
-        self.prices = _prices(hook)
+        self._settings, self.prices = _read(conn_id)
+        self.cursors = Cursors(self._settings.api_key)
         self._pages: Shared[list[Batch]] = Shared(_ANSWERS_FRESH_S)
         self._batches: Shared[Batch] = Shared(_ANSWERS_FRESH_S)
+        self._files: Shared[Sequence[File | OpenAIBatchesError]] = Shared(_ANSWERS_FRESH_S)
         self._callers = threading.BoundedSemaphore(_CALLERS_AT_ONCE)
 
     def page(self, after: str | None) -> list[Batch]:
@@ -133,6 +132,29 @@ class Account:
         with self._turn():
             return self._batches.get(batch_id, fetch)
 
+    def files(self, file_ids: tuple[str, ...]) -> Sequence[File | OpenAIBatchesError]:
+        """Return files of one batch, or why one cannot be seen: a key may do without access to files.
+
+        :param file_ids: shared with whoever asks for the same ones
+        """
+
+        def fetch() -> Sequence[File | OpenAIBatchesError]:
+            found: list[File | OpenAIBatchesError] = []
+            with BatchClient(self._settings, attempts=1) as client:
+                for file_id in file_ids:
+                    try:
+                        found.append(client.retrieve_file(file_id))
+                    except NotFoundError as error:
+                        found.append(error)  # It was deleted; the others may be there.
+                    except OpenAIBatchesError as error:
+                        # The others would fare no better, and somebody waits.
+                        found += [error] * (len(file_ids) - len(found))
+                        break
+            return found
+
+        with self._turn():
+            return self._files.get(file_ids, fetch)
+
     @contextmanager
     def client(self) -> Iterator[BatchClient]:
         """Give a client for calls whose answers are nobody else's."""
@@ -143,6 +165,7 @@ class Account:
         """Look anew from now on, after a write."""
         self._pages.forget()
         self._batches.forget()
+        self._files.forget()
 
     def dashboard_url(self, batch_id: str) -> str | None:
         """Return where OpenAI shows a batch; None for another service."""
@@ -193,17 +216,27 @@ def connections() -> Mapping[str, str]:
                 found[conn_id] = connection.conn_type
     if DEFAULT_CONN_ID not in found:
         try:
-            conn_type = OpenAIBatchesHook.get_connection(DEFAULT_CONN_ID).conn_type
-        except AirflowNotFoundException:
+            conn_type = database.connection(DEFAULT_CONN_ID).conn_type
+        except (AirflowNotFoundException, ValueError):
             return found
         if conn_type in CONNECTION_TYPES:
             found[DEFAULT_CONN_ID] = conn_type
     return found
 
 
-def _prices(hook: OpenAIBatchesHook) -> Mapping[str, Price]:
+def _read(conn_id: str) -> tuple[ClientSettings, Mapping[str, Price]]:
     try:
-        return hook.prices
+        conn = database.connection(conn_id)
+        # Another type's password is not for sending to its host as an API key.
+        if conn.conn_type not in CONNECTION_TYPES:
+            kinds = " or ".join(CONNECTION_TYPES)
+            raise PageError(404, "no_connection", f"There is no connection {conn_id} of type {kinds}.")
+        settings = client_settings(conn, connection_extra(conn))
+    except ValueError as error:
+        raise PageError(502, "bad_connection", f"The connection cannot be used: {error}") from error
+    settings = dataclasses.replace(settings, timeout_s=min(settings.timeout_s, _CALL_WITHIN_S))
+    try:
+        return settings, connection_prices(conn)
     except InvalidInputError as error:
         log.warning("Costs are not shown: %s", error)
-        return {}
+        return settings, {}

@@ -34,7 +34,13 @@ _HEADERS = {
 
 def build_app() -> FastAPI:
     """Make the app. It has no documentation pages of its own: they would be open to everybody."""
-    app = FastAPI(title="OpenAI Batches", openapi_url=None, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="OpenAI Batches",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # An empty id would lead to the list.
+    )
     answer_errors(app)
     app.include_router(batches.router)
     app.include_router(job.router)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query
 
 from airflow_provider_openai_batches.api.client import PAGE_SIZE, BatchClient
-from airflow_provider_openai_batches.api.errors import AuthenticationError, NotFoundError, OpenAIBatchesError
+from airflow_provider_openai_batches.api.errors import (
+    AuthenticationError,
+    NotFoundError,
+    OpenAIBatchesError,
+    WrongPathError,
+)
 from airflow_provider_openai_batches.api.models import Batch, File, parse_status
 from airflow_provider_openai_batches.hooks.openai_batches import DEFAULT_CONN_ID
 from airflow_provider_openai_batches.plugin import database
 from airflow_provider_openai_batches.plugin.access import CallerDep, Scope, ScopeDep, acting, from_our_page, maker
 from airflow_provider_openai_batches.plugin.account import Account, account, connections
+from airflow_provider_openai_batches.plugin.cursors import LONGEST_CURSOR
 from airflow_provider_openai_batches.plugin.errors import PageError
 from airflow_provider_openai_batches.plugin.shown import Json, model_of, preview, shown, timeline
 
@@ -26,7 +33,17 @@ _OVER_AFTER_S = 48 * 3600
 
 _PREVIEW_BYTES = 262_144
 
-BatchId = Annotated[str, Path(pattern=r"^[\x21-\x7e]+$", max_length=200)]
+_BATCH_ID = re.compile(r"[\x21-\x7e]{1,200}")
+
+
+def _batch_id(batch_id: Annotated[str, Path()]) -> str:
+    # What could not be an id is one that nobody has: people type them, and links break.
+    if not _BATCH_ID.fullmatch(batch_id) or batch_id in (".", ".."):
+        raise _unseen("with this id")
+    return batch_id
+
+
+BatchId = Annotated[str, Depends(_batch_id)]
 
 
 @router.get("/api/connections")
@@ -49,29 +66,36 @@ def list_connections(caller: CallerDep) -> Json:
 @router.get("/api/batches")
 def list_batches(
     scope: ScopeDep,
-    cursor: Annotated[str | None, Query(pattern=r"^[\x21-\x7e]+$", max_length=200)] = None,
+    cursor: Annotated[str | None, Query(pattern=r"^[\x21-\x7e]+$", max_length=LONGEST_CURSOR)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 25,
     dag_id: Annotated[str | None, Query(max_length=250)] = None,
     status: Annotated[list[str] | None, Query(max_length=20)] = None,
     text: Annotated[str | None, Query(max_length=500)] = None,
 ) -> Json:
-    """Some batches, newest first. A filter looks through a few pages of the listing; the cursor goes on from there."""
+    """Some batches, newest first. A filter looks through a few pages of the listing; the cursor goes on from there.
+
+    ``scanned`` counts those looked at that the caller may see, and the cursor does not show where it stands: how many
+    other batches there are, and which, is not the caller's business. ``status`` and ``text`` that are empty, and a list
+    of statuses that has nothing in it, let all pass.
+    """
     home, now = account(scope.conn_id), time.time()
     filters = _Filters(dag_id, status, text)
     found: list[Batch] = []
-    scanned = 0
+    scanned, last = 0, home.cursors.open(cursor) if cursor else None
     for _ in range(_PAGES_PER_REQUEST):
-        page = home.page(cursor)
-        admitted = {batch.id for batch in filter(filters.match, scope.admit(page))}
+        page = home.page(last)
+        visible = {batch.id for batch in scope.admit(page)}
         for batch in page:
             if len(found) == limit:
                 break
-            cursor, scanned = batch.id, scanned + 1
-            if batch.id in admitted:
-                found.append(batch)
+            last = batch.id
+            if batch.id in visible:
+                scanned += 1
+                if filters.match(batch):
+                    found.append(batch)
         else:
             if len(page) < PAGE_SIZE:
-                cursor = None
+                last = None
                 break
             if time.time() - now < _SCAN_WITHIN_S and len(found) < limit:
                 continue
@@ -79,7 +103,7 @@ def list_batches(
     return Json(
         {
             "batches": [shown(batch, scope, home, now) for batch in found],
-            "next_cursor": cursor,
+            "next_cursor": last and home.cursors.seal(last),
             "scanned": scanned,
         }
     )
@@ -90,8 +114,8 @@ def show_batch(scope: ScopeDep, batch_id: BatchId) -> Json:
     """One batch with its errors, files and history."""
     home = account(scope.conn_id)
     batch = _seen(scope, home, batch_id)
-    with home.client() as client:
-        files = [_file(client, file_id, kind) for kind, file_id in _files(batch)]
+    kinds = _files(batch)
+    files = home.files(tuple(file_id for _, file_id in kinds)) if kinds else []
     return Json(
         {
             **shown(batch, scope, home, time.time()),
@@ -99,7 +123,7 @@ def show_batch(scope: ScopeDep, batch_id: BatchId) -> Json:
                 {"code": error.code, "message": error.message, "line": error.line, "param": error.param}
                 for error in batch.errors[:_ERRORS_SHOWN]
             ],
-            "files": files,
+            "files": [_shown_file(*each, file) for each, file in zip(kinds, files, strict=True)],
             "timeline": timeline(batch),
         }
     )
@@ -189,26 +213,30 @@ def _seen(scope: Scope, home: Account, batch_id: str) -> Batch:
     """Return a batch that the caller may see. One that they may not is not there, like one that is not."""
     batch = home.batch(batch_id)
     if not scope.admit([batch]):
-        raise PageError(404, "not_found", f"There is no batch {batch_id}, or you may not see the DAG that made it.")
+        raise _unseen(batch_id)
     return batch
+
+
+def _unseen(which: str) -> PageError:
+    return PageError(404, "not_found", f"There is no batch {which}, or you may not see the DAG that made it.")
 
 
 def _files(batch: Batch) -> list[tuple[str, str]]:
     return [(kind, file_id) for kind, name in _FILE_KINDS if (file_id := getattr(batch, name))]
 
 
-def _file(client: BatchClient, file_id: str, kind: str) -> dict[str, Any]:
-    try:
-        file: File | None = client.retrieve_file(file_id)
-    except NotFoundError:
-        file = None
+def _shown_file(kind: str, file_id: str, found: File | OpenAIBatchesError) -> dict[str, Any]:
+    file = found if isinstance(found, File) else None
+    deleted = isinstance(found, NotFoundError) and not isinstance(found, WrongPathError)
     return {
         "id": file_id,
         "kind": kind,
         "filename": file and file.filename,
         "bytes": file and file.bytes,
         "expires_at": file and file.expires_at,
-        "deleted": file is None,
+        "deleted": deleted,
+        # The batch is shown all the same.
+        "problem": None if file or deleted else str(found),
     }
 
 
@@ -225,7 +253,8 @@ def _needed(scope: Scope, client: BatchClient, batch: Batch) -> dict[str, str]:
         return {}
     for other in client.batches_since(time.time() - _OVER_AFTER_S):
         if other.input_file_id == input_id and not other.is_terminal:
-            return {input_id: f"Batch {other.id} still reads it."}
+            which = f"Batch {other.id}" if scope.admit([other]) else "Another batch"
+            return {input_id: f"{which} still reads it."}
         if time.time() > until:
             return {input_id: "There are too many batches to see in time whether one still reads it."}
     return {}

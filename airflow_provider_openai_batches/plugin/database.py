@@ -10,10 +10,12 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from airflow.configuration import conf
 from airflow.models import Connection, DagModel, DagRun, Log
 from airflow.models.renderedtifields import RenderedTaskInstanceFields
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 from airflow.utils.session import create_session
 from sqlalchemy import select
 
@@ -43,9 +45,44 @@ def connections_of(types: Iterable[str]) -> dict[str, str]:
 
 
 def connection_team(conn_id: str) -> str | None:
-    """Return the team a connection belongs to; None where Airflow has no teams."""
-    team: str | None = Connection.get_team_name(conn_id)
+    """Return the team a connection belongs to; None where Airflow has no teams, or does not use them."""
+    team: str | None = Connection.get_team_name(conn_id) if _has_teams() else None
     return team
+
+
+def is_of_a_team_by_name(conn_id: str) -> bool:
+    """Whether an id spells out the environment variable of a team's connection, ``AIRFLOW_CONN__<TEAM>___<ID>``.
+
+    The database knows nothing of those teams, so nobody could be asked who may see it.
+    """
+    return conn_id.startswith("_") and "___" in conn_id and _has_teams()
+
+
+def connection(conn_id: str) -> Any:
+    """Return a connection as the team that owns it has it. Its extra is not looked at.
+
+    :raises AirflowNotFoundException: there is none
+    :raises ValueError: there is one in the database, and Airflow cannot read it
+    """
+    team = connection_team(conn_id)
+    try:
+        if team is None:
+            return BaseHook.get_connection(conn_id)
+        # The other way asks for connections of nobody's team only.
+        return Connection.get_connection_from_secrets(conn_id, team_name=team)
+    except AirflowNotFoundException:
+        with create_session() as session:
+            if session.scalar(select(Connection.id).where(Connection.conn_id == conn_id)) is None:
+                raise
+        # Airflow skips one whose fields it refuses, and says that there is none.
+        raise ValueError(
+            f"connection {conn_id}: it is in Airflow's database, but Airflow cannot read it. Its extra has to be a "
+            "JSON object, and its password encrypted with a key of this Airflow. Write it anew."
+        ) from None
+
+
+def _has_teams() -> bool:
+    return bool(conf.getboolean("core", "multi_team", fallback=False))
 
 
 def dag_team(dag_id: str) -> str | None:

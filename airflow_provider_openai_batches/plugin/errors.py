@@ -81,7 +81,10 @@ def answer_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     def refused(request: Request, error: HTTPException) -> JSONResponse:
         code = _CODES.get(error.status_code, "error")
-        return _answer(error.status_code, code, str(error.detail), dict(error.headers or {}))
+        # The framework's own words; an id with a slash in it, say, is an address that no route has.
+        nothing = error.status_code == HTTPStatus.NOT_FOUND and error.detail == HTTPStatus.NOT_FOUND.phrase
+        message = "There is nothing at this address. Is the id complete, and of a batch?" if nothing else error.detail
+        return _answer(error.status_code, code, str(message), dict(error.headers or {}))
 
     @app.exception_handler(RequestValidationError)
     def bad_request(request: Request, error: RequestValidationError) -> JSONResponse:

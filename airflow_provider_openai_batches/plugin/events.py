@@ -31,24 +31,17 @@ _REPEATED_WITHIN = datetime.timedelta(days=4)
 _TRIGGER = "airflow_provider_openai_batches.triggers.openai_batches.OpenAIBatchTrigger"
 
 
-def emit(event: WebhookEvent, conn_id: str) -> bool:
-    """Tell Airflow that a batch has ended: DAGs scheduled on :func:`webhook_asset` start, tasks that wait go on.
+def announce(event: WebhookEvent, conn_id: str) -> bool:
+    """Tell Airflow that a batch has ended: DAGs scheduled on :func:`webhook_asset` start.
 
-    A repeated delivery does nothing. Waiting tasks go on only if OpenAI itself says, when it is asked, that the batch
-    is over: what cannot be asked now is found by the next poll.
+    Without a DAG that knows the asset there is no event. A repeated delivery does nothing.
 
     :param event: whose signature was checked with this connection's secret
     :param conn_id: Airflow connection
     :return: whether it was news: False for a repetition, and for what is not the end of a batch
     """
-    if event.status is None or not _announce(event, conn_id):
+    if event.status is None:
         return False
-    _wake(event, conn_id)
-    return True
-
-
-def _announce(event: WebhookEvent, conn_id: str) -> bool:
-    """Make the asset event; return False if there is one already. Without a DAG that knows the asset, make none."""
     asset = webhook_asset(conn_id)
     is_asset = (AssetModel.name == asset.name, AssetModel.uri == asset.uri)
     with create_session() as session:
@@ -81,7 +74,14 @@ def _announce(event: WebhookEvent, conn_id: str) -> bool:
     return True
 
 
-def _wake(event: WebhookEvent, conn_id: str) -> None:
+def wake(event: WebhookEvent, conn_id: str) -> None:
+    """Let tasks go on that wait for a batch through this connection, if OpenAI, asked for it, says that it is over.
+
+    What cannot be asked now, or is never done because the server ends before it, is found by the next poll.
+
+    :param event: one that was news to :func:`announce`
+    :param conn_id: Airflow connection
+    """
     batch_id = event.object_id
     waiting = _waiting_for(batch_id, conn_id)
     batch = _retrieve(batch_id, conn_id) if waiting else None

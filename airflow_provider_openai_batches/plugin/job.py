@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import msgspec
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
@@ -23,16 +22,13 @@ from airflow_provider_openai_batches.plugin.access import Caller, CallerDep, Pla
 from airflow_provider_openai_batches.plugin.account import account
 from airflow_provider_openai_batches.plugin.database import TaskPlace
 from airflow_provider_openai_batches.plugin.errors import PageError
+from airflow_provider_openai_batches.plugin.readers import read_in_time
 from airflow_provider_openai_batches.plugin.shown import Json, batch_cost, model_of, shown_usage
 
 log = logging.getLogger(__name__)
 
 router = APIRouter()
 
-T = TypeVar("T")
-
-_LEDGER_WITHIN_S = 5.0
-_READERS = threading.BoundedSemaphore(4)
 _PAGES = 3
 _SHARDS_SHOWN = 500
 
@@ -118,7 +114,10 @@ def _ledger(traces: _Traces, caller: Caller) -> tuple[Ledger | None, str | None]
     if conn_id and not caller.may_read_connection(conn_id):
         return None, "The job's ledger is behind a connection that you may not read. Airflow's own records are shown."
     try:
-        ledger = _in_time(lambda: load_ledger(open_directory(path), Owner(*_owner(traces.place))))
+        # The key has the task, too: what one task may read of a path, another may not.
+        ledger = read_in_time(
+            (path, traces.place), lambda: load_ledger(open_directory(path), Owner(*_owner(traces.place)))
+        )
     except LedgerError as error:
         # Not its text: it may name a task of a DAG that the user may not see.
         log.warning("A job's tab does without its ledger: %s", error)
@@ -135,34 +134,6 @@ def _ledger(traces: _Traces, caller: Caller) -> tuple[Ledger | None, str | None]
 
 def _owner(place: TaskPlace) -> tuple[str, str, str, int]:
     return place.dag_id, place.task_id, place.run_id, place.map_index
-
-
-def _in_time(read: Callable[[], T]) -> T:
-    """Read from a storage that may hang: the thread that waits is the API server's, the one that hangs is not.
-
-    :raises TimeoutError: it hangs, or others are hanging already
-    """
-    results: list[T] = []
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            results.append(read())
-        except Exception as error:  # noqa: BLE001 - raised where it is waited for
-            errors.append(error)
-        finally:
-            _READERS.release()
-
-    if not _READERS.acquire(timeout=_LEDGER_WITHIN_S):
-        raise TimeoutError
-    reader = threading.Thread(target=run, name="job-ledger", daemon=True)
-    reader.start()
-    reader.join(_LEDGER_WITHIN_S)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise TimeoutError
-    return results[0]
 
 
 class _Live:

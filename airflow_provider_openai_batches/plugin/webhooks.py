@@ -6,25 +6,27 @@ same whether the connection exists or not.
 An event counts once, however often it is delivered and to whichever of several API servers: :mod:`.events` looks for
 its ``webhook-id`` among the asset's events while it holds the asset's row. The memory of one API server would not reach
 that far, and a record apart from the events could be there without them.
+
+It is answered as soon as that is written down. To wake the tasks that wait for the batch takes a call to OpenAI, which
+may last ten seconds: two threads do that afterwards. A server that ends before they have done so loses these wake-ups,
+and the tasks go on at their next poll.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from typing import Annotated
 
-from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from fastapi import APIRouter, Depends, Path, Request, Response
 
 from airflow_provider_openai_batches.api.webhooks import WebhookError, WebhookEvent, WebhookSecretError, verify
-from airflow_provider_openai_batches.hooks.openai_batches import OpenAIBatchesHook
 from airflow_provider_openai_batches.plugin.access import CONN_ID, LONGEST_NAME
-from airflow_provider_openai_batches.plugin.account import CONNECTION_TYPES, Shared
+from airflow_provider_openai_batches.plugin.backlog import Backlog
 from airflow_provider_openai_batches.plugin.errors import PageError
-from airflow_provider_openai_batches.plugin.events import emit
+from airflow_provider_openai_batches.plugin.events import announce, wake
+from airflow_provider_openai_batches.plugin.webhook_secrets import NOBODYS_SECRET, WebhookSecrets
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +36,6 @@ LARGEST_BODY = 65_536
 """In bytes. A batch's event has about 200."""
 
 _BODY_WITHIN_S = 10.0
-_SECRET_FRESH_S = 10.0
-
-# What no sender knows. Calls for connections without a secret are checked with it, and fail like any forgery.
-_NOBODYS_SECRET = secrets.token_hex()
 _UNAUTHORIZED = {"unsigned", "bad_signature"}
 
 
@@ -63,14 +61,16 @@ def receive_webhook(
 ) -> Response:
     """Take an event in. Answered with 204, also the second time; anything else makes OpenAI send it again."""
     event = _verified(request, conn_id, body)
-    is_news = emit(event, conn_id)
+    is_news = announce(event, conn_id)
+    if is_news and not _wakings.add((event, conn_id)):
+        log.warning("Too many webhooks at once: who waits for batch %s goes on at the next poll.", event.object_id)
     log.info("Webhook %s: %s %s%s", event.webhook_id, event.type, event.object_id, "" if is_news else " (nothing new)")
     return Response(status_code=204)
 
 
 def _verified(request: Request, conn_id: str, body: bytes) -> WebhookEvent:
     try:
-        return verify(_secrets.get(conn_id, lambda: _secret_of(conn_id)), request.headers, body, now=time.time())
+        return verify(lambda: _secrets.of(conn_id), request.headers, body, now=time.time())
     except WebhookSecretError as error:
         log.error("Webhooks for connection %s are refused: %s", conn_id, error)
         return _verified_as_nobody(request, body)
@@ -80,7 +80,7 @@ def _verified(request: Request, conn_id: str, body: bytes) -> WebhookEvent:
 
 def _verified_as_nobody(request: Request, body: bytes) -> WebhookEvent:
     try:
-        return verify(_NOBODYS_SECRET, request.headers, body, now=time.time())
+        return verify(NOBODYS_SECRET, request.headers, body, now=time.time())
     except WebhookError as error:
         raise _refusal(error) from None
 
@@ -90,19 +90,10 @@ def _refusal(error: WebhookError) -> PageError:
     return PageError(401 if code in _UNAUTHORIZED else 400, code, str(error))
 
 
-_secrets: Shared[str] = Shared(_SECRET_FRESH_S)
+_secrets = WebhookSecrets()
+_wakings: Backlog[tuple[WebhookEvent, str]] = Backlog(lambda piece: wake(*piece), threads=2, most=1_000)
 
 
 def forget_all() -> None:
     """Read every connection's secret anew from now on."""
     _secrets.forget()
-
-
-def _secret_of(conn_id: str) -> str:
-    """Return a connection's webhook secret; one that nobody knows if it has none, or is not there."""
-    try:
-        connection = OpenAIBatchesHook.get_connection(conn_id)
-    except AirflowNotFoundException:
-        return _NOBODYS_SECRET
-    secret = connection.extra_dejson.get("webhook_secret") if connection.conn_type in CONNECTION_TYPES else None
-    return str(secret) if secret else _NOBODYS_SECRET

@@ -113,12 +113,32 @@ def ended(batch_id: str, status: str = "completed", **changed: Any) -> WebhookEv
 
 @pytest.fixture
 def emit() -> Callable[..., bool]:
-    """What the webhook's route calls; a server looks at its connections anew after a while, a test at once."""
+    """What the webhook's route does, in one go; a server looks at its connections now and then, a test at once."""
     from airflow_provider_openai_batches.plugin import account
-    from airflow_provider_openai_batches.plugin.events import emit
+    from airflow_provider_openai_batches.plugin.events import announce, wake
 
     account.forget_all()
-    return emit
+
+    def both(event: WebhookEvent, conn_id: str) -> bool:
+        is_news = announce(event, conn_id)
+        if is_news:
+            wake(event, conn_id)
+        return is_news
+
+    return both
+
+
+@pytest.fixture
+def encrypting() -> Iterator[None]:
+    """Airflow encrypts what it keeps, as everywhere but in tests."""
+    from airflow.models.crypto import get_fernet
+    from cryptography.fernet import Fernet
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRFLOW__CORE__FERNET_KEY", Fernet.generate_key().decode())
+        get_fernet.cache_clear()
+        yield
+    get_fernet.cache_clear()
 
 
 class TestWebhookEvents:
@@ -305,8 +325,12 @@ class TestWaking:
         assert for_all()[0] == "deferred"
 
     def test_one_waiter_among_hundreds_is_found_quickly(
-        self, wait_for: Callable[..., Any], emit: Callable[..., bool], emulator: Emulator
+        self, encrypting: None, wait_for: Callable[..., Any], emit: Callable[..., bool], emulator: Emulator
     ) -> None:
+        from airflow.models.trigger import Trigger
+        from airflow.utils.session import create_session
+        from sqlalchemy import select
+
         from tests.polling import seed
 
         batch_id = new_batch(emulator)
@@ -314,6 +338,9 @@ class TestWaking:
         state = wait_for(batch_id)
         many = (OpenAIBatchTrigger(conn_id=CONN_ID, batch_ids=[f"batch_{number:040}"]) for number in range(300))
         seed.add_deferred([trigger.serialize() for trigger in many])
+        with create_session() as session:
+            kept = list(session.scalars(select(Trigger.encrypted_kwargs).order_by(Trigger.id.desc()).limit(301)))
+        assert not any("batch_" in each for each in kept), "or nothing is decrypted"
         began = time.perf_counter()
         emit(ended(batch_id), CONN_ID)
         assert time.perf_counter() - began < 2

@@ -20,6 +20,10 @@ GRANTS: dict[str, set[tuple[str, str, str | None]]] = {
     "keeper": {("GET", "connection", None), ("PUT", "connection", None)},
     # Sees one of two connections.
     "half": {("GET", "connection", "openai_batches_default")},
+    # Sees all DAGs, and the same one connection.
+    "narrow": {("GET", "connection", "openai_batches_default"), ("GET", "dag", None)},
+    # Sees the connections of one team, and those of nobody's.
+    "member": {("GET", "team", "ours"), ("GET", "team", None)},
 }
 USERS = {"admin": "admin", "op": "op", "user": "user", "viewer": "viewer", **dict.fromkeys(GRANTS, "viewer")}
 
@@ -33,7 +37,10 @@ class GrantingAuthManager(SimpleAuthManager):
     def is_authorized_connection(self, *, method: Any, user: Any, details: Any = None) -> bool:
         if user.username not in GRANTS:
             return super().is_authorized_connection(method=method, user=user, details=details)
-        return _is_granted(user, method, "connection", details.conn_id if details else None)
+        conn_id, team = (details.conn_id, details.team_name) if details else (None, None)
+        if user.username == "member":
+            return (method, "team", team) in GRANTS[user.username]
+        return _is_granted(user, method, "connection", conn_id)
 
 
 def _is_granted(user: Any, method: str, kind: str, name: str | None) -> bool:

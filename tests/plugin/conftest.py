@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,3 +149,11 @@ def second_connection(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> st
     """Another connection to the same service."""
     monkeypatch.setenv("AIRFLOW_CONN_SECOND", connection_json(emulator, conn_type="openai"))
     return "second"
+
+
+def until(holds: Callable[[], bool], within_s: float = 30) -> None:
+    """Wait for a condition."""
+    deadline = time.monotonic() + within_s
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.02)

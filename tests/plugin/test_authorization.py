@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from airflow_provider_openai_batches.api.models import Batch
 from airflow_provider_openai_batches.emulator import Emulator
+from tests.airflow.conftest import connection_json
 from tests.conftest import API_KEY
 from tests.plugin.auth import DAG, OTHER_DAG, USERS
 from tests.plugin.conftest import CONN_ID, Browser
@@ -111,6 +112,59 @@ def ids(browser: Browser) -> list[str]:
 def test_whether_a_connection_exists_is_not_told(browse: Browse) -> None:
     answers = {browse("viewer").get("/api/batches", conn_id=name).text for name in (CONN_ID, "no_such_connection")}
     assert len(answers) == 1
+
+
+class TestTeams:
+    """Airflow asks whether a user may see a connection together with the team that it belongs to, and so do we."""
+
+    @pytest.fixture
+    def teams(self, browse: Browse, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """Two teams with a connection each, in an Airflow that keeps teams apart."""
+        from airflow.models import Connection
+        from airflow.models.team import Team
+        from airflow.utils.session import create_session
+        from sqlalchemy import delete
+
+        if not hasattr(Connection, "team_name"):
+            pytest.skip("this Airflow's connections name their team in another way")
+        names = ("ours", "theirs")
+        fields = json.loads(connection_json(emulator))
+        with create_session() as session:
+            session.add_all(Team(name=name) for name in names)
+            session.flush()
+            session.add_all(Connection(conn_id=f"of_{name}", team_name=name, **fields) for name in names)
+        monkeypatch.setenv("AIRFLOW__CORE__MULTI_TEAM", "True")
+        yield
+        with create_session() as session:
+            session.execute(delete(Connection).where(Connection.conn_id.in_([f"of_{name}" for name in names])))
+            session.execute(delete(Team).where(Team.name.in_(names)))
+
+    def test_a_connection_is_seen_by_its_team(self, teams: None, browse: Browse, buy: Buy) -> None:
+        batch = buy(None)
+        assert ids(browse("member")) == ["of_ours", CONN_ID]
+        assert browse("member").get("/api/batches", conn_id="of_theirs").status_code == 403
+        answer = browse("member").get("/api/batches", conn_id="of_ours")
+        assert (answer.status_code, [each["id"] for each in answer.json()["batches"]]) == (200, [batch.id])
+
+    def test_airflow_itself_decides_so(self, teams: None, browse: Browse) -> None:
+        http = browse("member")._http
+        assert [http.get(f"/api/v2/connections/of_{name}").status_code for name in ("ours", "theirs")] == [200, 403]
+
+    def test_the_variable_of_a_teams_connection_is_no_way_around(
+        self, teams: None, browse: Browse, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AIRFLOW_CONN__THEIRS___SECRET", connection_json(emulator))
+        assert browse("member").get("/api/batches", conn_id="_theirs___secret").status_code == 403
+        assert "_theirs___secret" not in ids(browse("admin"))
+
+    def test_without_teams_what_is_left_of_them_counts_for_nothing(
+        self, teams: None, browse: Browse, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AIRFLOW__CORE__MULTI_TEAM", "False")
+        http = browse("member")._http
+        for name in ("ours", "theirs"):
+            assert http.get(f"/api/v2/connections/of_{name}").status_code == 200
+            assert browse("member").get("/api/batches", conn_id=f"of_{name}").status_code != 403
 
 
 class TestVisibility:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +25,7 @@ Buy = Callable[..., Batch]
 
 CONN = {"conn_id": CONN_ID}
 LISTING = ("GET", "/v1/batches")
+FILE = ("GET", "/v1/files/{file_id}")
 
 
 @pytest.fixture
@@ -179,7 +182,7 @@ class TestFilters:
         {"limit": 101},
         {"limit": "many"},
         {"cursor": "a b"},
-        {"cursor": "x" * 201},
+        {"cursor": "x" * 501},
         {"conn_id": ""},
         {"conn_id": "a\x00b"},
         {"conn_id": "x" * 251},
@@ -193,12 +196,18 @@ def test_a_request_that_makes_no_sense(query: dict[str, Any], page: Browser) -> 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    with filled(tmp_path_factory.mktemp("ten-thousand"), 10_000) as emulator:
+        yield emulator
+
+
+@contextlib.contextmanager
+def filled(directory: Path, number_of_batches: int) -> Iterator[Emulator]:
+    """Run an emulator that has had many batches, half of them of a DAG that few may see."""
     from airflow_provider_openai_batches.emulator.store import Store, StoredBatch
 
-    directory = tmp_path_factory.mktemp("ten-thousand")
     store = Store(directory)
     with store.transaction():
-        for number in range(10_000):
+        for number in range(number_of_batches):
             needle = {"needle": "here"} if number == 50 else {}
             dag = {"airflow_dag_id": DAG if number % 2 else OTHER_DAG, "airflow_task_id": f"t{number}"}
             store.add_batch(
@@ -232,7 +241,8 @@ class TestTenThousand:
         before = many.count(*LISTING)
         answer = look(limit=25)
         assert [each["id"] for each in answer["batches"]] == [f"batch_{number:05d}" for number in range(9999, 9974, -1)]
-        assert (answer["scanned"], answer["next_cursor"]) == (25, "batch_09975")
+        assert answer["scanned"] == 25
+        assert answer["next_cursor"]
         assert many.count(*LISTING) == before + 1
 
     def test_a_search_is_bounded_and_goes_on(self, look: Any, many: Emulator) -> None:
@@ -259,6 +269,91 @@ class TestTenThousand:
             seen += [each["id"] for each in answer["batches"]]
             cursor = answer["next_cursor"]
         assert seen == [f"batch_{number:05d}" for number in range(9999, 9999 - 2 * len(seen), -2)]
+
+    def test_a_search_that_is_repeated_makes_no_call(self, look: Any, many: Emulator) -> None:
+        before = many.count(*LISTING)
+        first = look(text="HERE")
+        assert many.count(*LISTING) - before == 5, "the newest 500 and no more"
+        for user in ("admin", "reader"):
+            again = look(user, text="HERE")
+            assert again["batches"] == first["batches"]
+        assert many.count(*LISTING) - before <= 10, "five more if this machine took two seconds for it"
+
+    @pytest.mark.parametrize(
+        "query", [{}, {"limit": 100}, {"text": "nothing has this"}, {"dag_id": DAG}, {"status": ["failed"]}]
+    )
+    def test_work_does_not_grow_with_their_number(
+        self, query: dict[str, Any], look: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Counted in function calls of ours: they are the same however busy the machine is."""
+        from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+
+        from airflow_provider_openai_batches.plugin.access import Caller, Scope
+        from airflow_provider_openai_batches.plugin.batches import list_batches
+
+        def calls(conn_id: str) -> int:
+            counted = 0
+
+            def count(frame: Any, event: str, arg: object) -> None:
+                nonlocal counted
+                counted += event == "call" and "/airflow_provider_openai_batches/" in frame.f_code.co_filename
+
+            scope = Scope(Caller(SimpleAuthManagerUser(username="admin", role="admin")), conn_id)
+            sys.setprofile(count)
+            try:
+                list_batches(scope, **query)
+            finally:
+                sys.setprofile(None)
+            return counted
+
+        look(limit=1)  # for the settings, and what is imported once
+        with filled(tmp_path, 600) as few:
+            monkeypatch.setenv("AIRFLOW_CONN_FEW", connection_json(few))
+            of_few = calls("few")
+        assert 100 < calls("many") <= 1.02 * of_few
+
+
+class TestCursor:
+    """Where a page ends may be a batch that its reader may not see: neither its id nor how many there are is told."""
+
+    def test_it_shows_no_id_and_counts_what_is_seen(
+        self, browse: Browse, many: Emulator, monkeypatch: pytest.MonkeyPatch, dags: None
+    ) -> None:
+        import base64
+
+        monkeypatch.setenv("AIRFLOW_CONN_MANY", connection_json(many))
+        hidden = [f"batch_{number:05d}" for number in range(0, 10_000, 2)]
+        cursors, cursor = [], None
+        for query in ({"limit": 7}, {"limit": 100}, {"text": "HERE"}, {"dag_id": OTHER_DAG}):
+            more = {"cursor": cursor} if cursor else {}
+            answer = browse("reader").get("/api/batches", conn_id="many", **query, **more)
+            assert not any(batch_id in answer.text for batch_id in hidden)
+            cursor = answer.json()["next_cursor"]
+            cursors.append(cursor)
+            looked_at = {7: 7, 100: 100}.get(query.get("limit", 0), 250)
+            assert answer.json()["scanned"] == looked_at, "of 500, every second is of a DAG that this user may not see"
+        for each in cursors:
+            decoded = base64.urlsafe_b64decode(each)
+            assert not any(batch_id.encode() in decoded for batch_id in hidden)
+        assert len({len(each) for each in cursors}) == 1
+
+    @pytest.mark.parametrize("cursor", ["batch_1", "x", "gAAAA", "A" * 140])
+    def test_one_that_nobody_made(self, cursor: str, page: Browser, buy: Buy) -> None:
+        buy()
+        answer = page.get("/api/batches", **CONN, cursor=cursor)
+        assert (answer.status_code, answer.json()["detail"]["code"]) == (400, "bad_cursor")
+
+    def test_every_api_server_reads_it_until_the_key_changes(self) -> None:
+        from airflow_provider_openai_batches.plugin.cursors import Cursors
+        from airflow_provider_openai_batches.plugin.errors import PageError
+
+        cursor = Cursors("sk-1").seal("batch_1")
+        assert Cursors("sk-1").open(cursor) == "batch_1"
+        with pytest.raises(PageError):
+            Cursors("sk-2").open(cursor)
+        changed = cursor[:-6] + ("AAAA" if cursor[-6:-2] != "AAAA" else "BBBB") + cursor[-2:]
+        with pytest.raises(PageError):
+            Cursors("sk-1").open(changed)
 
 
 class TestSharing:
@@ -339,6 +434,8 @@ class TestErrors:
             ({"password": ""}, 502, "bad_connection"),
             ({"host": "nonsense"}, 502, "bad_connection"),
             ({"conn_type": "postgres"}, 404, "no_connection"),
+            ({"extra": "[1]"}, 502, "bad_connection"),
+            ({"extra": "7"}, 502, "bad_connection"),
         ],
     )
     def test_of_the_connection(
@@ -348,6 +445,45 @@ class TestErrors:
         answer = page.get("/api/batches", **CONN)
         assert (answer.status_code, answer.json()["detail"]["code"]) == (status, code)
         assert len(emulator.calls) == 0, "the password of another type is not sent anywhere"
+
+    @pytest.mark.parametrize("extra", ['["secret-in-a-list"]', '"secret-in-a-list"', "17", "true"])
+    def test_an_extra_that_is_no_object_is_named_with_its_remedy(
+        self, extra: str, page: Browser, connection: Any
+    ) -> None:
+        from airflow_provider_openai_batches.api.errors import InvalidInputError
+        from airflow_provider_openai_batches.hooks.openai_batches import OpenAIBatchesHook
+
+        connection(extra=extra)
+        said = [page.get("/api/batches", **CONN).json()["detail"]["message"]]
+        hook = OpenAIBatchesHook(CONN_ID)
+        for use in (hook.get_conn, lambda: hook.prices, lambda: hook.queue_limits, lambda: hook.webhook_secret):
+            with pytest.raises(InvalidInputError) as refusal:
+                use()
+            said.append(str(refusal.value))
+        works, message = hook.test_connection()
+        assert not works
+        for each in [*said, message]:
+            assert f"connection {CONN_ID}: its extra has to be a JSON object" in each
+            assert "secret-in-a-list" not in each
+
+    def test_one_in_the_database_that_airflow_cannot_read(self, page: Browser, airflow_db: None) -> None:
+        from airflow.utils.session import create_session
+        from sqlalchemy import text
+
+        body = {"connection_id": "odd_extra", "conn_type": "openai_batches", "password": "sk-x", "extra": "{}"}
+        assert page._http.post("/api/v2/connections", json=body).status_code == 201
+        with create_session() as session:  # as older Airflows took it
+            session.execute(
+                text("UPDATE connection SET extra = '[1]', is_extra_encrypted = false WHERE conn_id = 'odd_extra'")
+            )
+        try:
+            answer = page.get("/api/batches", conn_id="odd_extra")
+        finally:
+            with create_session() as session:
+                session.execute(text("DELETE FROM connection WHERE conn_id = 'odd_extra'"))
+        assert (answer.status_code, answer.json()["detail"]["code"]) == (502, "bad_connection")
+        assert "connection odd_extra" in answer.json()["detail"]["message"]
+        assert "JSON object" in answer.json()["detail"]["message"]
 
     def test_no_such_connection(self, page: Browser) -> None:
         answer = page.get("/api/batches", conn_id="nothing")
@@ -429,6 +565,7 @@ class TestDetail:
         assert detail["timeline"] == sorted(detail["timeline"], key=lambda step: step["at"])
         by_kind = {each.pop("kind"): each for each in detail["files"]}
         gone = {"id": batch.input_file_id, "filename": None, "bytes": None, "expires_at": None, "deleted": True}
+        gone["problem"] = None
         assert by_kind["input"] == gone
         assert {(kind, each["deleted"]) for kind, each in by_kind.items()} == {
             ("input", True),
@@ -436,6 +573,78 @@ class TestDetail:
             ("errors", False),
         }
         assert by_kind["output"]["bytes"] > 0
+
+    def test_of_a_key_without_access_to_files(self, page: Browser, buy: Buy, emulator: Emulator) -> None:
+        batch = buy()
+        emulator.advance(500)
+        no = {"status": 403, "body": {"error": {"message": "Missing scopes: api.files.read"}}}
+        emulator.add_fault({"on": {"path": "/files/**"}, "do": no, "times": None})
+        answer = page.get(f"/api/batches/{batch.id}", **CONN)
+        assert answer.status_code == 200, answer.text
+        detail = answer.json()
+        assert (detail["id"], detail["status"]) == (batch.id, "completed")
+        assert [each["kind"] for each in detail["files"]] == ["input", "output"]
+        assert not any(each["deleted"] for each in detail["files"]), "nobody knows that"
+        assert all("Missing scopes: api.files.read" in each["problem"] for each in detail["files"])
+        assert emulator.count(*FILE) == 1, "the second one would fare no better"
+
+    def test_tabs_share_the_calls_for_files(self, page: Browser, buy: Buy, emulator: Emulator) -> None:
+        batch = buy()
+        emulator.advance(500)
+        with ThreadPoolExecutor(8) as tabs:
+            answers = list(tabs.map(lambda _: page.get(f"/api/batches/{batch.id}", **CONN), range(20)))
+        assert {answer.status_code for answer in answers} == {200}
+        # Once each, or twice: the answer is good for two seconds, and this machine may be slow.
+        assert emulator.count(*FILE) in (2, 4)
+
+    def test_after_files_are_deleted_the_view_is_new(self, page: Browser, buy: Buy, emulator: Emulator) -> None:
+        batch = buy()
+        emulator.advance(500)
+        page.get(f"/api/batches/{batch.id}", **CONN)
+        page.post(f"/api/batches/{batch.id}/delete-files", **CONN)
+        detail = page.get(f"/api/batches/{batch.id}", **CONN).json()
+        assert [each["deleted"] for each in detail["files"]] == [True, True]
+
+
+class TestOddBatches:
+    """What a service or a link may hold that no batch should."""
+
+    @pytest.mark.parametrize("at", [253_402_300_800, 10**15, 2**62, 10**40, -1, "999999-01-01T00:00:00Z"])
+    def test_times_that_no_calendar_has(self, at: Any, page: Browser, buy: Buy, emulator: Emulator) -> None:
+        times = dict.fromkeys(("created_at", "in_progress_at", "completed_at", "expires_at"), at)
+        for path in ("/batches", "/batches/*"):
+            emulator.add_fault({"on": {"method": "GET", "path": path}, "do": {"set": times}, "times": None})
+        emulator.add_fault({"on": {"method": "GET", "path": "/files/*"}, "do": {"set": times}, "times": None})
+        batch = buy()
+        emulator.advance(500)
+        (shown,) = listed(page)
+        detail = page.get(f"/api/batches/{batch.id}", **CONN)
+        assert detail.status_code == 200, detail.text
+        assert {key: detail.json()[key] for key in shown} == shown
+        assert [shown[key] for key in times if key in shown] == [None] * 3
+        assert (shown["id"], shown["ended_at"]) == (batch.id, None)
+        assert {each["event"] for each in detail.json()["timeline"]} <= {"finalizing"}
+
+    @pytest.mark.parametrize(
+        "batch_id",
+        ["a/b", "a%2Fb", "%2F", "%2e%2e%2f", "{id}/x", "{id}%2Fx", "a b", "%00", "ü", "x" * 300, "%2e", "%2e%2e"],
+    )
+    @pytest.mark.parametrize("action", ["", "/preview", "/cancel", "/delete-files"])
+    def test_an_id_that_is_none(self, batch_id: str, action: str, page: Browser, buy: Buy, emulator: Emulator) -> None:
+        real = buy()
+        send = page.post if action in ("/cancel", "/delete-files") else page.get
+        answer = send(f"/api/batches/{batch_id.replace('{id}', real.id)}{action}", **CONN)
+        assert (answer.status_code, answer.json()["detail"]["code"]) == (404, "not_found")
+        assert len(answer.json()["detail"]["message"]) > len("Not Found")
+        assert emulator.batches()[0]["status"] == "validating"
+
+    def test_a_search_for_one_finds_nothing(self, page: Browser, buy: Buy) -> None:
+        batch = buy()
+        assert listed(page, text=f"{batch.id}/x") == []
+
+    def test_no_statuses_mean_all(self, page: Browser, buy: Buy) -> None:
+        buy()
+        assert len(listed(page, status=[])) == len(listed(page, status=["", ""])) == 1
 
 
 class TestPreview:
@@ -503,6 +712,18 @@ class TestCancel:
 
 
 class TestDeleteFiles:
+    def test_a_batch_that_still_reads_a_file_is_not_named_to_who_may_not_see_it(
+        self, browse: Browse, buy: Buy, emulator: Emulator, client: Any
+    ) -> None:
+        batch = buy(DAG)
+        emulator.advance(500)
+        hidden = client.create_batch(
+            batch.input_file_id, "/v1/chat/completions", metadata={"airflow_dag_id": OTHER_DAG}
+        )
+        answer = browse("editor").post(f"/api/batches/{batch.id}/delete-files", **CONN)
+        assert answer.json()["kept"] == [{"id": batch.input_file_id, "reason": "Another batch still reads it."}]
+        assert hidden.id not in answer.text
+
     def test_of_a_batch_that_is_over(self, page: Browser, buy: Buy, emulator: Emulator, client: Any) -> None:
         batch = buy()
         emulator.advance(500)

@@ -6,19 +6,21 @@ import datetime
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk import DAG
+from airflow.sdk import DAG, BaseOperator
 
 from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.operators.job import OpenAIBatchOperator
 from airflow_provider_openai_batches.operators.openai_batches import OpenAIBatchSubmitOperator
 from tests.airflow.conftest import request_lines
 from tests.conftest import API_KEY
-from tests.plugin.conftest import CONN_ID, Browser
+from tests.plugin.conftest import CONN_ID, Browser, until
 
 pytestmark = [pytest.mark.airflow, pytest.mark.usefixtures("connection", "no_pauses")]
 
@@ -41,8 +43,8 @@ still = pytest.mark.parametrize("emulator", [0], indirect=True, ids=["still"])
 def run_job(run_dag: Callable[[DAG], Any], request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Any]:
     """Run a task of a DAG to its end; return what names it."""
 
-    def run(operator: Any = OpenAIBatchOperator, **parameters: Any) -> dict[str, Any]:
-        name = "".join(char if char.isalnum() else "_" for char in request.node.name)
+    def run(operator: Any = OpenAIBatchOperator, *, name: str = "", **parameters: Any) -> dict[str, Any]:
+        name = "".join(char if char.isalnum() else "_" for char in request.node.name + name)
         with DAG(name, schedule=None, start_date=datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)) as dag:
             if operator is OpenAIBatchOperator:
                 usual = {"requests": ["a", "b", "c"], "output_path": str(tmp_path / "out"), "model": "m"}
@@ -114,17 +116,29 @@ class TestFinished:
         assert "another task's" in job["note"]
         assert "a_hidden_dag" not in str(job)
 
-    def test_a_storage_that_hangs_is_not_waited_for(
+    def test_a_storage_that_hangs_holds_one_thread_and_is_waited_for_once(
         self, browse: Browse, task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from airflow_provider_openai_batches.plugin import job as page
+        from airflow_provider_openai_batches.plugin import readers
 
-        released = threading.Event()
-        monkeypatch.setattr(page, "_LEDGER_WITHIN_S", 0.05)
-        monkeypatch.setattr(page, "open_directory", lambda path: released.wait(60))
-        jobs = [show(browse, task) for _ in range(6)]  # more than may hang at the same time
-        released.set()
+        released, opened = threading.Event(), []
+        with monkeypatch.context() as patch:
+            patch.setattr(readers, "WITHIN_S", 0.5)
+            patch.setattr(page, "open_directory", lambda path: opened.append(path) or released.wait(60))
+            try:
+                jobs = [show(browse, task) for _ in range(12)]
+                began = time.monotonic()
+                jobs.append(show(browse, task))
+                took_s = time.monotonic() - began
+                assert hanging() == 1
+            finally:
+                released.set()
+                until(lambda: hanging() == 0)
+        assert len(opened) == 1
         assert all(job["finished"] and "TimeoutError" in job["note"] for job in jobs)
+        assert took_s < 0.4, "it is known to hang"
+        assert show(browse, task)["note"] is None, "it is read again once it answers"
 
     def test_it_needs_no_service(self, browse: Browse, task: dict[str, Any], emulator: Emulator) -> None:
         before = len(emulator.calls)
@@ -196,6 +210,136 @@ class TestGoingOn:
             each["id"] for each in emulator.batches()
         }
         assert job["note"]
+
+
+@pytest.fixture
+def bucket() -> Iterator[None]:
+    """An object storage at memory://, also behind connections."""
+    from airflow.sdk.io import attach
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    for conn_id in (None, CONN_ID, "keepers_own"):
+        attach("memory", conn_id=conn_id, fs=MemoryFileSystem())
+    yield
+    MemoryFileSystem.store.clear()
+
+
+class TestWhatIsRead:
+    """The API server reads with its own rights: who may write an XCom or see a DAG must not choose what."""
+
+    def test_a_path_in_an_xcom_is_not_followed(
+        self, browse: Browse, run_job: Callable[..., Any], tmp_path: Path
+    ) -> None:
+        made = run_job()
+        assert show(browse, made)["shards"][0]["rounds"][0]["landed"] is True
+        manifest = {
+            "job_id": "j",
+            "output_path": str(tmp_path / "copy"),
+            "requests": 3,
+            "by_status": {"succeeded": 3},
+            "batch_ids": ["batch_x"],
+            "usage": {},
+            "cost": None,
+            "estimated_cost": None,
+        }
+        forged = run_job(Returning, name="forged", returned=manifest)
+        # A ledger that says it is this task's, so that only the path stands in the way.
+        shutil.copytree(tmp_path / "out", tmp_path / "copy")
+        for path in (tmp_path / "copy/_job").rglob("*.json"):
+            text = path.read_text()
+            for key in ("dag_id", "run_id"):
+                text = text.replace(made[key], forged[key])
+            path.write_text(text)
+        job = show(browse, forged)
+        assert (job["found"], job["note"]) == (True, None), "no ledger was looked for"
+        assert [each["batch_id"] for shard in job["shards"] for each in shard["rounds"]] == ["batch_x"]
+        assert job["shards"][0]["rounds"][0]["landed"] is False
+
+    def test_the_connection_in_a_path_needs_its_own_permission(
+        self, browse: Browse, run_job: Callable[..., Any], bucket: None
+    ) -> None:
+        task = run_job(output_path="memory://keepers_own@bucket/out")
+        landed = [
+            show(browse, task, user)["shards"][0]["rounds"][0]["landed"] for user in ("admin", "narrow", "viewer")
+        ]
+        assert landed == [True, False, False], "the others see what is in Airflow's database"
+        job = show(browse, task, "narrow")
+        assert (job["found"], job["requests"]) == (True, 3)
+        assert "may not read" in job["note"]
+        assert "keepers_own" not in job["note"]
+
+    def test_one_that_the_user_may_read_is_read(
+        self, browse: Browse, run_job: Callable[..., Any], bucket: None
+    ) -> None:
+        task = run_job(output_path=f"memory://{CONN_ID}@bucket/out")
+        job = show(browse, task, "narrow")
+        assert (job["note"], job["shards"][0]["rounds"][0]["landed"]) == (None, True)
+
+
+class Returning(BaseOperator):
+    """Returns what somebody wants it to return."""
+
+    def __init__(self, *, returned: Any, poll_interval: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.returned = returned
+
+    def execute(self, context: Any) -> Any:
+        return self.returned
+
+
+class TestReaders:
+    """Few threads may hang, and who asks when they do is told so at once."""
+
+    def test_no_more_than_a_few_hang(self) -> None:
+        from airflow_provider_openai_batches.plugin import readers
+
+        released = threading.Event()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(readers, "WITHIN_S", 0.05)
+            for number in range(50):
+                with pytest.raises(TimeoutError):
+                    readers.read_in_time(number, lambda: released.wait(60))
+            assert hanging() == readers.MOST
+            patch.setattr(readers, "WITHIN_S", 60)
+            began = time.monotonic()
+            with pytest.raises(TimeoutError):
+                readers.read_in_time("another", lambda: 1)
+            assert time.monotonic() - began < 10, "nobody waits for a reader to become free"
+            released.set()
+            until(lambda: hanging() == 0)
+            assert readers.read_in_time("another", lambda: 1) == 1
+
+    def test_who_asks_for_the_same_shares_one_reading(self) -> None:
+        from airflow_provider_openai_batches.plugin import readers
+
+        released, readings = threading.Event(), []
+
+        def read() -> int:
+            readings.append(1)
+            released.wait(60)
+            return len(readings)
+
+        with ThreadPoolExecutor(4) as tabs:
+            answers = [tabs.submit(readers.read_in_time, "same", read) for _ in range(4)]
+            until(lambda: readings == [1])
+            assert hanging() == 1
+            released.set()
+            assert {answer.result(60) for answer in answers} <= {1, 2}, "2 for one who came when it was done"
+
+    def test_a_failure_is_told_to_who_waits(self) -> None:
+        from airflow_provider_openai_batches.plugin import readers
+
+        def fail() -> int:
+            raise PermissionError("no")
+
+        for _ in range(2 * readers.MOST):
+            with pytest.raises(PermissionError):
+                readers.read_in_time("same", fail)
+
+
+def hanging() -> int:
+    """Threads that read a ledger now."""
+    return sum(thread.name == "job-ledger" for thread in threading.enumerate())
 
 
 class TestOther:

@@ -7,20 +7,23 @@ import hashlib
 import hmac
 import json
 import re
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from tests.plugin.conftest import CONN_ID, Browser
+from airflow_provider_openai_batches.emulator import Emulator
+from tests.plugin.conftest import CONN_ID, Browser, until
 
 Browse = Callable[[str | None], Browser]
 
 KEY = b"0123456789abcdef0123456789abcdef"
 SECRET = "whsec_" + base64.b64encode(KEY).decode()
 URL = f"/webhooks/{CONN_ID}"
+RETRIEVE = ("GET", "/v1/batches/{batch_id}")
 
 
 def body(kind: str = "batch.completed", batch_id: str = "batch_1") -> bytes:
@@ -176,3 +179,182 @@ def test_an_empty_key_signs_nothing(openai: Browser, connection: Any, webhook_id
 
 def test_only_post(openai: Browser) -> None:
     assert openai.get(URL).status_code == 405
+
+
+class TestAnswersFirst:
+    """OpenAI is answered when the event is written down; waking who waits is done after that."""
+
+    @pytest.fixture
+    def waiter(self, airflow_db: None, openai: Browser, buy: Any, emulator: Emulator) -> Iterator[tuple[str, Any]]:
+        """A deferred task that waits for a finished batch: the batch, and what says how the task is."""
+        from airflow.models.dagrun import DagRun
+        from airflow.models.taskinstance import TaskInstance
+        from airflow.utils.session import create_session
+        from sqlalchemy import delete, select
+
+        from airflow_provider_openai_batches.triggers.openai_batches import OpenAIBatchTrigger
+        from tests.polling import seed
+
+        run = (DagRun.dag_id == seed.DAG_ID, DagRun.run_id == seed.RUN_ID)
+        with create_session() as session:
+            is_there = session.scalar(select(DagRun.id).where(*run)) is not None
+        if not is_there:
+            seed.register_dag()
+            seed.start_run()
+        batch = buy()
+        emulator.advance(500)
+        seed.add_deferred([OpenAIBatchTrigger(conn_id=CONN_ID, batch_ids=[batch.id]).serialize()])
+        waiters = TaskInstance.dag_id == seed.DAG_ID
+
+        def state() -> str:
+            with create_session() as session:
+                return str(session.scalar(select(TaskInstance.state).where(waiters)))
+
+        yield batch.id, state
+        with create_session() as session:
+            session.execute(delete(TaskInstance).where(waiters))
+            if not is_there:
+                session.execute(delete(DagRun).where(*run))
+
+    def deliver(self, openai: Browser, batch_id: str, webhook_id: str) -> int:
+        content = body(batch_id=batch_id)
+        return openai.post(URL, content=content, headers=signed(content, webhook_id=webhook_id)).status_code
+
+    def test_a_slow_service_is_asked_after_the_answer(
+        self, openai: Browser, waiter: tuple[str, Any], emulator: Emulator, webhook_id: str
+    ) -> None:
+        batch_id, state = waiter
+        emulator.add_fault({"on": {"method": "GET", "path": "/batches/*"}, "do": {"delay": 4}})
+        assert self.deliver(openai, batch_id, webhook_id) == 204
+        assert (state(), emulator.count(*RETRIEVE)) == ("deferred", 0), "it has not answered us yet"
+        until(lambda: state() == "scheduled")
+        assert emulator.count(*RETRIEVE) == 1
+
+    def test_what_is_too_much_to_do_is_left_to_the_poll(
+        self, openai: Browser, waiter: tuple[str, Any], emulator: Emulator, events: Any, webhook_id: str
+    ) -> None:
+        from airflow_provider_openai_batches.plugin import webhooks
+        from airflow_provider_openai_batches.plugin.backlog import Backlog
+
+        batch_id, state = waiter
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(webhooks, "_wakings", Backlog(lambda piece: None, threads=1, most=0))
+            assert self.deliver(openai, batch_id, webhook_id) == 204
+        assert [each["batch_id"] for each in events()] == [batch_id], "DAGs start all the same"
+        assert (state(), emulator.count(*RETRIEVE)) == ("deferred", 0)
+
+
+def test_a_backlog_works_with_few_threads_and_survives_a_failure() -> None:
+    from airflow_provider_openai_batches.plugin.backlog import Backlog
+
+    done: list[int] = []
+    at_once: list[int] = []
+    go_on = threading.Event()
+
+    def work(number: int) -> None:
+        at_once.append(sum(each.name == "openai-batches-backlog" for each in threading.enumerate()))
+        go_on.wait(30)
+        if number == 3:
+            raise RuntimeError("this one cannot be done")
+        done.append(number)
+
+    backlog = Backlog(work, threads=2, most=18)
+    # Two are taken at once or stand in line with the others; a full line takes no more.
+    taken = [backlog.add(number) for number in range(30)]
+    assert 18 <= sum(taken) <= 20
+    go_on.set()
+    until(lambda: len(done) == sum(taken) - 1)
+    assert max(at_once) <= 2
+    until(lambda: not any(each.name == "openai-batches-backlog" for each in threading.enumerate()))
+
+
+class TestLookUps:
+    """Anybody can call. What that costs in look-ups of secrets is bounded, and tells the caller nothing."""
+
+    @pytest.fixture
+    def asked(self, openai: Browser, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The connections that Airflow's secrets backend is asked for."""
+        from tests.plugin.counting_secrets import ASKED
+
+        ASKED.clear()
+        monkeypatch.setenv("AIRFLOW__SECRETS__BACKEND", "tests.plugin.counting_secrets.CountingSecrets")
+        answer = openai.post(URL, content=body(), headers=signed(body(), webhook_id="wh_forged", key=b"guess"))
+        assert answer.status_code == 401
+        assert ASKED == [CONN_ID], "or this backend is not asked at all"
+        ASKED.clear()
+        return ASKED
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"webhook-signature": ""},
+            {"webhook-id": ""},
+            {"webhook-timestamp": ""},
+            {"webhook-timestamp": "soon"},
+            {"webhook-timestamp": "1"},
+            {"webhook-timestamp": str(int(time.time()) + 3600)},
+        ],
+    )
+    def test_an_unsigned_or_stale_call_costs_none(
+        self, change: dict[str, str], openai: Browser, asked: list[str], webhook_id: str
+    ) -> None:
+        headers = signed(body(), webhook_id=webhook_id) | change
+        for conn_id in ("unknown_1", "unknown_2"):
+            assert openai.post(f"/webhooks/{conn_id}", content=body(), headers=headers).status_code in (400, 401)
+        assert asked == []
+
+    def test_that_there_is_none_is_remembered(self, openai: Browser, asked: list[str], webhook_id: str) -> None:
+        headers = signed(body(), webhook_id=webhook_id)
+        for _ in range(10):
+            assert openai.post("/webhooks/unknown", content=body(), headers=headers).status_code == 401
+        assert asked == ["unknown"]
+
+    def test_a_flood_of_names_is_bounded_and_learns_nothing(
+        self, openai: Browser, asked: list[str], webhook_id: str
+    ) -> None:
+        forged = signed(body(), webhook_id=webhook_id, key=b"guess")
+        names = [f"unknown_{number}" for number in range(60)]
+        answers = [openai.post(f"/webhooks/{name}", content=body(), headers=forged) for name in [*names, CONN_ID]]
+        assert {(each.status_code, each.text) for each in answers} == {(401, answers[-1].text)}
+        assert len(asked) <= 20
+        # Who is known is still served.
+        assert openai.post(URL, content=body(), headers=signed(body(), webhook_id=webhook_id)).status_code == 204
+
+    def test_what_is_kept_is_bounded_and_outlives_a_flood(self, openai: Browser, connection: Any) -> None:
+        from airflow_provider_openai_batches.plugin import webhook_secrets
+
+        clock = Clock()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(webhook_secrets, "time", clock)
+            found = webhook_secrets.WebhookSecrets()
+            assert found.of(CONN_ID) == SECRET
+            for number in range(290):  # one second each, and 20 calls
+                clock.now += 1
+                for call in range(20):
+                    assert found.of(f"unknown_{number}_{call}") == webhook_secrets.NOBODYS_SECRET
+            # The flood takes every look-up: what was known is used, for five minutes.
+            connection(extra=json.dumps({"webhook_secret": "whsec_bmV3"}))
+            assert found.of(CONN_ID) == SECRET
+            assert len(found._kept) <= 1_000
+            clock.now += 10
+            assert found.of(CONN_ID) == "whsec_bmV3"
+
+
+class Clock:
+    """Stands in for the module `time`."""
+
+    now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_a_connection_whose_extra_is_no_object_is_told_of_in_the_log_alone(
+    openai: Browser, connection: Any, webhook_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection(extra='["secret-in-a-list"]')
+    answer = openai.post(URL, content=body(), headers=signed(body(), webhook_id=webhook_id))
+    unknown = openai.post("/webhooks/unknown", content=body(), headers=signed(body(), webhook_id=webhook_id))
+    assert (answer.status_code, answer.text) == (401, unknown.text)
+    assert f"connection {CONN_ID}: its extra has to be a JSON object" in caplog.text
+    assert "secret-in-a-list" not in caplog.text

@@ -22,7 +22,11 @@ export function listBatches({ conn_id, cursor, dag_id, status, text }, signal) {
   return call("batches", { query: { conn_id, cursor, dag_id, status: statuses, text }, signal });
 }
 
-export const getBatch = (id, conn_id, signal) => call(batchPath(id), { query: { conn_id }, signal });
+/** All of one batch. An id that is several parts of an address, or none, would ask for something else. */
+export async function getBatch(id, conn_id, signal) {
+  if (/[/\\]|^\.{1,2}$/.test(id)) throw new ApiError("not_found", "This is no id of a batch.");
+  return call(batchPath(id), { query: { conn_id }, signal });
+}
 
 /** The first rows of the results. */
 export const previewResults = (id, conn_id, signal) => call(`${batchPath(id)}/preview`, { query: { conn_id }, signal });

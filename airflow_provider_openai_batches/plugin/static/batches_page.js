@@ -1,6 +1,6 @@
 // The page "OpenAI Batches": choose a connection, see its batches, open one.
 
-import { AirflowLink, Fragment, h, useQuery, useState } from "./host.js";
+import { AirflowLink, Fragment, h, useEffect, useQuery, useState } from "./host.js";
 import { listBatches, listConnections } from "./api.js";
 import { BatchDetail } from "./batch_detail.js";
 import { BatchTable } from "./batch_table.js";
@@ -90,6 +90,10 @@ function ConnectionBatches({ conn_id, query, change }) {
     change({ cursor: page.data.next_cursor }, { push: true });
   };
   const goBack = () => change({ cursor: null }, { push: true });
+  const lost = page.error?.code === "bad_cursor"; // an old link, or the connection has another key now
+  useEffect(() => {
+    if (lost) change({ cursor: null });
+  }, [lost]);
 
   return h(
     Fragment,

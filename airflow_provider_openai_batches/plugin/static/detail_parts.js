@@ -71,10 +71,20 @@ export function Files({ files }) {
       h(Foreign, { text: file.filename ?? file.id, className: "oab-block" }),
       file.filename && h(Foreign, { text: file.id, className: "oab-small oab-muted oab-mono oab-block" }),
     ),
-    file.deleted ? h("span", { className: "oab-badge oab-tone-quiet" }, "deleted") : bytes(file.bytes),
+    file.deleted
+      ? h("span", { className: "oab-badge oab-tone-quiet" }, "deleted")
+      : file.problem
+        ? h("span", { className: "oab-badge oab-tone-warning" }, "not readable")
+        : bytes(file.bytes),
     file.deleted ? UNKNOWN : h(Moment, { at: file.expires_at }),
   ]);
-  return h(Section, { title: "Files" }, h(Table, { head: ["Kind", "File", "Size", "Kept until"], rows }));
+  const problem = files.find((file) => file.problem)?.problem;
+  return h(
+    Section,
+    { title: "Files" },
+    problem && h(Notice, null, h("strong", null, "The files cannot be read with this connection's key."), " ", h(Foreign, { text: problem })),
+    h(Table, { head: ["Kind", "File", "Size", "Kept until"], rows }),
+  );
 }
 
 /** What its maker wrote on it. */
