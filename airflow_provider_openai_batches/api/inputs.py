@@ -254,5 +254,7 @@ def check_base_url(url: str) -> str:
     except ValueError:
         usable = False
     if not usable:
-        raise InvalidInputError("host", f"expected a base URL like 'https://api.openai.com/v1', got {shown(url)}.")
+        # A word without a dot may be the key, in the wrong field.
+        got = f"got {shown(url)}" if "." in url or ":" in url else "got something else, which is not shown"
+        raise InvalidInputError("host", f"expected a base URL like 'https://api.openai.com/v1', {got}.")
     return url.strip().rstrip("/")

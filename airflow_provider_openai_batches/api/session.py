@@ -121,12 +121,10 @@ class ServiceSession:
         :raises InvalidResponseError: the answer is something else, or endless
         """
         response = self.send(method, *path, transfer=transfer, **options)
-        body = self._body(f"{method} /{'/'.join(path)}", response, within_s=self._timeout_s(transfer))
-        try:
-            decoded = msgspec.json.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            decoded = None
-        if not isinstance(decoded, dict):
+        within_s = self._timeout_s(transfer)
+        # The body is no variable here: it may repeat the key, and some show the variables of a traceback.
+        decoded = _decoded(self._body(f"{method} /{'/'.join(path)}", response, within_s=within_s))
+        if decoded is None:
             kind = self._redacted(response.headers.get("content-type", "no content type"))
             raise InvalidResponseError(
                 f"{method} /{'/'.join(path)} at {self.settings.base_url} answered {response.status_code} with {kind}, "
@@ -213,6 +211,15 @@ def chunks(response: requests.Response, *, within_s: float) -> Iterator[bytes]:
         yield chunk
         if time.monotonic() > until:
             raise requests.ReadTimeout(f"the answer was not complete after {within_s:.0f} seconds")
+
+
+def _decoded(body: bytes) -> dict[str, Any] | None:
+    """Return the JSON object that a body is, or None."""
+    try:
+        decoded = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return decoded if isinstance(decoded, dict) else None
 
 
 def _never_connected(error: requests.RequestException) -> bool:

@@ -48,10 +48,9 @@ class ClientSettings:
             raise InvalidInputError("auth", f"expected 'bearer' or 'api-key', got {self.auth!r}.")
         if self.timeout_s <= 0:
             raise InvalidInputError("timeout", f"expected a positive number of seconds, got {self.timeout_s!r}.")
-        for name, value in self.request_headers().items():
+        if (name := _unsendable(self.request_headers())) is not None:
             # Checked here because http.client's own error would show the value.
-            if not _HEADER_NAME.fullmatch(name) or not value.isprintable() or max(value, default="") > "\xff":
-                raise InvalidInputError("headers", f"{name!r} or its value has characters that no header can hold.")
+            raise InvalidInputError("headers", f"{name!r} or its value has characters that no header can hold.")
 
     def request_headers(self) -> dict[str, str]:
         """Headers of every request; all of them are for this host only."""
@@ -62,3 +61,11 @@ class ClientSettings:
         if self.project:
             headers["OpenAI-Project"] = self.project.strip()
         return headers
+
+
+def _unsendable(headers: Mapping[str, str]) -> str | None:
+    """Name a header that HTTP cannot carry. Apart, so that a traceback with local variables holds no value."""
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name) or not value.isprintable() or max(value, default="") > "\xff":
+            return name
+    return None
