@@ -9,11 +9,18 @@ import pytest
 
 from airflow_provider_openai_batches.api.client import BatchClient
 from airflow_provider_openai_batches.api.settings import ClientSettings
+from airflow_provider_openai_batches.testing import plugin
 
 if TYPE_CHECKING:
     from airflow_provider_openai_batches.emulator import Emulator
 
 API_KEY = "sk-test-0123456789abcdefghij"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Use the kit from a checkout, too, whose installation may be older than its entry point."""
+    if not config.pluginmanager.has_plugin("openai_batches"):
+        config.pluginmanager.register(plugin, "openai_batches")
 
 
 @pytest.hookimpl(optionalhook=True)
