@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import contextlib
 import importlib.util
 import ipaddress
@@ -19,6 +20,17 @@ from airflow_provider_openai_batches.emulator.faults import FaultError, Rule, pa
 
 if TYPE_CHECKING:
     from airflow_provider_openai_batches.emulator.service import Settings
+
+_EPILOG = """\
+The file of --faults holds a JSON list of rules, tried in order; the first that matches and is due takes effect:
+
+  [{"on": {"method": "POST", "path": "/v1/batches"}, "do": {"drop": "after"}},
+   {"on": {"batch": {"model": "gpt-4o*"}}, "do": {"outcome": "expire", "finished": 0.4}},
+   {"on": {"custom_id": "row-1*"}, "do": {"outcome": "server_error"}, "skip": 2, "times": null}]
+
+All that a rule can do: python -m pydoc airflow_provider_openai_batches.emulator.faults
+While it runs, GET / lists its own calls: moving the clock, more faults, what was called. Guide: docs/emulator.md
+"""
 
 _NEEDS_AIOHTTP = 'The emulator needs aiohttp. Install it with: pip install "airflow-provider-openai-batches[emulator]"'
 
@@ -86,15 +98,27 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="openai-batches-emulator",
         description="A local server that speaks the OpenAI Batch API.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--host", default="127.0.0.1", help="address to listen on")
-    add("--port", type=int, default=8080, help="port to listen on; 0 takes any free one")
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    add("--port", type=_port, default=8080, help="port to listen on; 0 takes any free one (default: %(default)s)")
     add("--data-dir", metavar="DIR", help="where files and batches are kept (default: a temporary directory)")
     add("--api-key", metavar="KEY", help="the key every call must bring (default: any, or none)")
-    add("--speed", type=_positive, default=1.0, help="virtual seconds per real second; 0 stands still until advanced")
-    add("--batch-seconds", type=_positive, default=120.0, help="virtual seconds the requests of a batch take")
+    add(
+        "--speed",
+        type=_positive,
+        default=1.0,
+        help="virtual seconds per real second; 0 stands still until advanced; above 1 its times run ahead of yours "
+        "(default: %(default)g)",
+    )
+    add(
+        "--batch-seconds",
+        type=_positive,
+        default=120.0,
+        help="virtual seconds the requests of a batch take, besides 5 (default: %(default)g)",
+    )
     add(
         "--token-limit",
         dest="token_limits",
@@ -104,12 +128,30 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MODEL=TOKENS",
         help="queued prompt tokens of a model, * for any other; repeatable (default: no limit)",
     )
-    add("--faults", type=_faults, default=(), metavar="FILE", help="JSON file with fault rules")
+    add(
+        "--faults",
+        type=_faults,
+        default=(),
+        metavar="FILE",
+        help="JSON file with fault rules, see below (default: none)",
+    )
     add("--upstream", metavar="URL", help="OpenAI-compatible server that answers the requests (default: made up)")
-    add("--upstream-api-key", metavar="KEY", help="its key")
-    add("--upstream-concurrency", type=_count, default=8, help="requests under way there at any time")
+    add("--upstream-api-key", metavar="KEY", help="its key (default: none)")
+    add(
+        "--upstream-concurrency",
+        type=_count,
+        default=8,
+        metavar="N",
+        help="requests under way there at any time (default: %(default)s)",
+    )
     add("--webhook-url", metavar="URL", help="told of every batch that ends (default: nobody)")
-    add("--webhook-secret", metavar="SECRET", default="", help="signs what is sent there")
+    add(
+        "--webhook-secret",
+        type=_webhook_secret,
+        metavar="SECRET",
+        default="",
+        help="signs what is sent there: whsec_ and base64, or any text (default: an empty one)",
+    )
     return parser
 
 
@@ -118,6 +160,21 @@ def _positive(text: str) -> float:
     if not 0 <= number < float("inf"):
         raise argparse.ArgumentTypeError("must be a number from 0")
     return number
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= 65_535):
+        raise argparse.ArgumentTypeError("must be a whole number from 0 to 65535")
+    return int(text)
+
+
+def _webhook_secret(text: str) -> str:
+    try:
+        base64.b64decode(text.removeprefix("whsec_") if text.startswith("whsec_") else "", validate=True)
+    except ValueError:
+        # Without the text: it is a secret.
+        raise argparse.ArgumentTypeError("what follows whsec_ must be base64") from None
+    return text
 
 
 def _count(text: str) -> int:

@@ -17,6 +17,8 @@ from openai import OpenAI
 from openai.types import Batch
 
 from airflow_provider_openai_batches.emulator import Emulator
+from airflow_provider_openai_batches.emulator.__main__ import _parser
+from airflow_provider_openai_batches.emulator.faults import parse_rules
 from airflow_provider_openai_batches.emulator.store import DataDirInUseError
 
 from .batches import CHAT, request, results, submit, wait_until
@@ -79,10 +81,22 @@ def test_bad_faults_file_and_options_are_named(tmp_path: Path) -> None:
         (["--faults", str(tmp_path / "missing")], "cannot read it"),
         (["--token-limit", "lots"], "expected MODEL=TOKENS"),
         (["--speed", "-1"], "must be a number from 0"),
+        (["--port", "65536"], "must be a whole number from 0 to 65535"),
+        (["--webhook-secret", "whsec_hush"[:-1]], "what follows whsec_ must be base64"),
     ):
         ended = run(*options)
         assert ended.returncode == 2
         assert complaint in ended.stderr
+        assert "hus" not in ended.stderr
+
+
+def test_help_says_each_default_once_and_shows_faults_that_are_understood() -> None:
+    for action in _parser()._actions:
+        if action.dest != "help":
+            assert (action.help or "").count("(default: ") == 1
+    said = run("--help").stdout
+    assert "None" not in said
+    assert len(parse_rules(json.loads(said[said.index("[{") : said.index("}]") + 2]))) == 3
 
 
 def test_faults_file_is_obeyed(tmp_path: Path) -> None:
