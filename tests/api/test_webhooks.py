@@ -216,6 +216,18 @@ def test_nobody_can_sign_for_a_connection_without_a_usable_secret(secret: str) -
         assert "webhook_secret" in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    "change", [*({name: ""} for name in HEADERS), {"webhook-timestamp": "soon"}, {"webhook-timestamp": str(NOW - 301)}]
+)
+def test_the_secret_is_not_looked_up_for_what_anybody_can_send(change: dict[str, str]) -> None:
+    def look_up() -> str:
+        raise AssertionError("it was looked up")
+
+    with pytest.raises((WebhookUnsignedError, WebhookMalformedError, WebhookStaleError)):
+        verify(look_up, HEADERS | change, BODY, now=NOW)
+    assert verify(lambda: SECRET, HEADERS, BODY, now=NOW) == verify(SECRET, HEADERS, BODY, now=NOW)
+
+
 def test_no_refusal_shows_the_secret_or_an_accepted_signature() -> None:
     shown = []
     for secret, headers, body, now in (
