@@ -35,29 +35,23 @@ MOST_RESUME_S = 1.0
 
 
 def grow(shards: int) -> tuple[list[Table], list[str]]:
-    """Measure a job of one full shard, one of several, and resumes of one of a hundred small ones.
+    """Measure jobs of growing size, and resumes of one of a hundred small shards.
 
-    :param shards: of the larger job
+    :param shards: of the largest job
     :return: the tables, and which limits are passed
     """
-    one = _measured("job", rows=ROWS_PER_SHARD, per_batch=ROWS_PER_SHARD)
-    many = _measured("job", rows=shards * ROWS_PER_SHARD, per_batch=ROWS_PER_SHARD)
-    ratio = many["peak_mb"] / one["peak_mb"]
     size = Table(
-        f"Shards of {ROWS_PER_SHARD:,} small requests",
-        ["", "requests", "CPU s", "CPU µs a request", "peak MB", "ratio"],
+        f"Jobs of small requests, {ROWS_PER_SHARD:,} to a shard",
+        ["requests", "shards", "CPU s", "CPU µs a request", "peak MB"],
     )
-    for number, used, share in ((1, one, ""), (shards, many, f"{ratio:.2f}")):
-        count = number * ROWS_PER_SHARD
-        each = f"{used['cpu_s'] / count * 1e6:.0f}"
-        size.add(
-            f"{number} shard{'s' * (number > 1)}",
-            f"{count:,}",
-            f"{used['cpu_s']:.2f}",
-            each,
-            f"{used['peak_mb']:.1f}",
-            share,
-        )
+    peaks = {}
+    for rows in (1_000, 10_000, ROWS_PER_SHARD, shards * ROWS_PER_SHARD):
+        used = _measured("job", rows=rows, per_batch=ROWS_PER_SHARD)
+        peaks[rows] = used["peak_mb"]
+        number = -(-rows // ROWS_PER_SHARD)
+        each = f"{used['cpu_s'] / rows * 1e6:.0f}"
+        size.add(f"{rows:,}", f"{number}", f"{used['cpu_s']:.2f}", each, f"{used['peak_mb']:.1f}")
+    ratio = peaks[shards * ROWS_PER_SHARD] / peaks[ROWS_PER_SHARD]
 
     times = _measured("resume", shards=100)
     resume = Table("A resume of 100 shards with nothing to do", ["", "wall s"])

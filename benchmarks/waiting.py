@@ -19,7 +19,7 @@ from tests.polling.triggerer import Triggerer, until, waiting_for
 from tests.polling.world import World
 
 CONN_ID = "benchmark"
-LATENCY_S = 0.1
+LATENCY_S = 0.2
 _TICK_S = 0.02
 
 
