@@ -1,20 +1,32 @@
-"""One real Airflow and one emulator for all system tests. They end with the folder: other tests need the cores."""
+"""One real Airflow and two services for all system tests. They end with the folder: other tests need the cores."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from airflow_provider_openai_batches.emulator import Emulator
 from demo.__main__ import DAGS_FOLDER
 from demo.airflow import Airflow
-from demo.openai_server import OpenAIServer, start_emulator
+from demo.openai_server import EXAMPLE_PRICES, OpenAIServer, start_emulator
 from demo.processes import Processes
+from tests.conftest import API_KEY
+
+FOLDERS = {"examples": DAGS_FOLDER, "tests": Path(__file__).with_name("dags")}
 
 
 @pytest.fixture(scope="package")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    with Processes(tmp_path_factory.mktemp("logs"), grace_s=0) as processes:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """AIRFLOW_HOME, and the logs of all processes."""
+    return tmp_path_factory.mktemp("system")
+
+
+@pytest.fixture(scope="package")
+def processes(workspace: Path) -> Iterator[Processes]:
+    with Processes(workspace / "logs", grace_s=0) as processes:
         yield processes
 
 
@@ -25,7 +37,24 @@ def emulator(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="package")
-def airflow(processes: Processes, emulator: OpenAIServer, tmp_path_factory: pytest.TempPathFactory) -> Airflow:
-    """A running Airflow with all example DAGs, its connection `openai_batches_default` pointing to the emulator."""
-    home = tmp_path_factory.mktemp("system") / "airflow"
-    return Airflow.start(processes, home, DAGS_FOLDER, env=emulator.as_airflow_connection())
+def service() -> Iterator[Emulator]:
+    """An emulator whose batches get on only when a test lets them, behind the connection `service`."""
+    with Emulator(speed=0, api_key=API_KEY) as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="package")
+def airflow(processes: Processes, emulator: OpenAIServer, service: Emulator, workspace: Path) -> Airflow:
+    """An Airflow with all example DAGs, whose connection leads to `emulator`, and those of the tests."""
+    local = "airflow.dag_processing.bundles.local.LocalDagBundle"
+    bundles = [{"name": name, "classpath": local, "kwargs": {"path": str(path)}} for name, path in FOLDERS.items()]
+    connection = {"conn_type": "openai_batches", "host": service.base_url, "password": API_KEY}
+    environment = {
+        **emulator.as_airflow_connection(),
+        "AIRFLOW_CONN_SERVICE": json.dumps({**connection, "extra": {"prices": EXAMPLE_PRICES}}),
+        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
+        # Half a minute is what a triggerer may be silent before another takes over its triggers.
+        "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "6",
+        "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
+    }
+    return Airflow.start(processes, workspace / "airflow", DAGS_FOLDER, env=environment)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -17,37 +15,13 @@ import pytest
 from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.results import read_results
 from demo.airflow import Airflow, TaskInstance
-from demo.openai_server import CONNECTION_VARIABLE
 from demo.processes import Child, Processes, is_alive
-from tests.conftest import API_KEY
 from tests.system.dags.job_under_fire import ROWS
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
-DAG_ID = "job_under_fire"
+DEFERRED, IN_ITS_WORKER = "job_under_fire", "job_in_its_worker"
 FAILING_ROWS = random.Random(5).sample(range(ROWS), ROWS // 20)
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[Emulator]:
-    """An emulator whose batches get on only when a test lets them."""
-    with Emulator(speed=0, api_key=API_KEY) as emulator:
-        yield emulator
-
-
-@pytest.fixture(scope="module")
-def airflow(service: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
-    """An Airflow of this module's own, since one test kills parts of it."""
-    connection = {"conn_type": "openai_batches", "host": service.base_url, "password": API_KEY}
-    environment = {
-        CONNECTION_VARIABLE: json.dumps(connection),
-        # Half a minute is what a triggerer may be silent before another takes over its triggers.
-        "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "6",
-        "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
-    }
-    home = tmp_path_factory.mktemp("job") / "airflow"
-    with Processes(tmp_path_factory.mktemp("logs"), grace_s=0) as processes:
-        yield Airflow.start(processes, home, Path(__file__).parent / "dags", env=environment)
 
 
 @pytest.fixture(autouse=True)
@@ -58,8 +32,9 @@ def no_faults(service: Emulator) -> None:
 class Run:
     """A run of the job, with one batch that expires and rows that fail at first."""
 
-    def __init__(self, airflow: Airflow, service: Emulator, directory: Path) -> None:
+    def __init__(self, airflow: Airflow, service: Emulator, directory: Path, dag_id: str = DEFERRED) -> None:
         self.airflow = airflow
+        self.dag_id = dag_id
         self.service = service
         self.directory = directory
         self.tries: set[int] = set()
@@ -67,13 +42,13 @@ class Run:
         service.add_fault({"on": {"batch": {"metadata": {"airflow_shard": "1"}}}, "do": {"outcome": "expire"}})
         for number in FAILING_ROWS:
             service.add_fault({"on": {"custom_id": f"row-{number}"}, "do": {"outcome": "server_error"}})
-        self.run_id = airflow.trigger(DAG_ID, {"directory": str(directory)})
+        self.run_id = airflow.trigger(self.dag_id, {"directory": str(directory)})
 
     def batches(self) -> list[dict[str, Any]]:
         return [batch for batch in self.service.batches() if batch["id"] not in self.earlier]
 
     def task(self) -> TaskInstance:
-        [task] = self.airflow.task_instances(DAG_ID, self.run_id)
+        [task] = self.airflow.task_instances(self.dag_id, self.run_id)
         return task
 
     def wait_until_deferred(self) -> None:
@@ -84,14 +59,14 @@ class Run:
     def clear(self) -> None:
         """Clear the task, as a user does."""
         order = {"dry_run": False, "dag_run_id": self.run_id, "task_ids": ["label"], "only_failed": False}
-        self.airflow.api("POST", f"/dags/{DAG_ID}/clearTaskInstances", order)
+        self.airflow.api("POST", f"/dags/{self.dag_id}/clearTaskInstances", order)
 
     def mistaken_deaths(self) -> int:
         """Count the tries that Airflow ended because the task was back before the executor had reported it gone.
 
         It happens when a deferral is shorter than a loop of the scheduler. Nobody but a test polls every second.
         """
-        wanted = {"dag_id": DAG_ID, "run_id": self.run_id, "event": "state mismatch"}
+        wanted = {"dag_id": self.dag_id, "run_id": self.run_id, "event": "state mismatch"}
         return int(self.airflow.api("GET", "/eventLogs", params=wanted)["total_entries"])
 
     def check(self, *, reads: int = 1) -> dict[str, Any]:
@@ -105,10 +80,10 @@ class Run:
             self.tries.update(task.try_number for task in tasks)
             self.service.advance(30)
 
-        state = self.airflow.wait_for_run(DAG_ID, self.run_id, timeout_s=150, on_poll=on_poll)
-        log = self.airflow.task_log(DAG_ID, self.run_id, "label", try_number=self.task().try_number)
+        state = self.airflow.wait_for_run(self.dag_id, self.run_id, timeout_s=150, on_poll=on_poll)
+        log = self.airflow.task_log(self.dag_id, self.run_id, "label", try_number=self.task().try_number)
         assert state == "success", log
-        manifest = self.airflow.xcom(DAG_ID, self.run_id, "label")
+        manifest = self.airflow.xcom(self.dag_id, self.run_id, "label")
         assert manifest is not None
         rows = list(read_results(manifest))
         assert [row["context"]["number"] for row in rows] == list(range(ROWS))
@@ -127,7 +102,7 @@ def test_every_row_is_answered_while_the_task_is_deferred(airflow: Airflow, serv
     run = Run(airflow, service, tmp_path)
     run.wait_until_deferred()
     bought = [batch["id"] for batch in reversed(run.batches())]
-    assert airflow.xcom(DAG_ID, run.run_id, "label", key="batch_ids") == bought
+    assert airflow.xcom(DEFERRED, run.run_id, "label", key="batch_ids") == bought
     assert len(bought) == 3
     manifest = run.check()
     assert set(manifest["batch_ids"]) == {batch["id"] for batch in run.batches()}
@@ -155,7 +130,7 @@ def test_running_task_that_is_marked_failed_cancels_its_batches_and_can_go_on(
     airflow: Airflow, service: Emulator, tmp_path: Path
 ) -> None:
     run = hanging_run(airflow, service, tmp_path)
-    path = f"/dags/{DAG_ID}/dagRuns/{quote(run.run_id)}/taskInstances/label"
+    path = f"/dags/{DEFERRED}/dagRuns/{quote(run.run_id)}/taskInstances/label"
     airflow.api("PATCH", path, {"new_state": "failed"})
 
     def cancelled() -> bool:
@@ -166,6 +141,25 @@ def test_running_task_that_is_marked_failed_cancels_its_batches_and_can_go_on(
     assert len(run.batches()) == 1
     run.clear()
     run.check()
+
+
+def test_an_evicted_worker_leaves_its_batches_to_the_next_attempt(
+    airflow: Airflow, service: Emulator, tmp_path: Path
+) -> None:
+    run = Run(airflow, service, tmp_path, IN_ITS_WORKER)
+    airflow.processes.wait_for(lambda: len(run.batches()) == 3, timeout_s=90, what="all batches")
+    assert (run.task().state, run.task().try_number) == ("running", 1)
+    worker = airflow.processes.wait_for(lambda: worker_of(airflow, service), timeout_s=10, what="the worker")
+    worker.terminate()
+
+    def attempts() -> int:
+        return run.task().try_number
+
+    airflow.processes.wait_for(lambda: attempts() == 2, timeout_s=60, what="the next attempt")
+    assert not is_alive(worker)
+    assert {batch["status"] for batch in run.batches()} <= {"validating", "in_progress"}
+    run.check()
+    assert max(run.tries) == 2
 
 
 def hanging_run(airflow: Airflow, service: Emulator, directory: Path) -> Run:

@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 
 def test_the_key_is_in_no_file_of_airflow(
-    airflow: Airflow, emulator: OpenAIServer, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    airflow: Airflow, emulator: OpenAIServer, tmp_path: Path, workspace: Path
 ) -> None:
     """Logs of tasks and of every component, and the metadata database, after a good and a bad run."""
     good = airflow.trigger("demo_labels", {"directory": str(tmp_path)})
@@ -19,9 +19,8 @@ def test_the_key_is_in_no_file_of_airflow(
     assert airflow.wait_for_run("demo_labels", good, timeout_s=200) == "success"
     assert airflow.wait_for_run("cancel_when_late", bad, timeout_s=100) == "failed"
 
-    # Where AIRFLOW_HOME and the logs of all processes are.
-    places = [tmp_path_factory.getbasetemp() / name for name in ("system0", "logs0")]
-    files = [path for place in places for path in place.rglob("*") if path.is_file()]
+    files = [path for path in workspace.rglob("*") if path.is_file()]
     task_logs = [path for path in files if "task_id=" in str(path)]
+    assert workspace / "logs" / "scheduler.log" in files
     assert any(b"missing.jsonl does not exist" in path.read_bytes() for path in task_logs)
     assert [path for path in files if emulator.api_key.encode() in path.read_bytes()] == []

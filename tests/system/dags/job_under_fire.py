@@ -1,4 +1,4 @@
-"""A job of three shards for the system tests; it notes each time its rows are read."""
+"""A job of three shards for the system tests, deferred or not; it notes each time its rows are read."""
 
 from __future__ import annotations
 
@@ -12,23 +12,29 @@ from airflow.sdk import Param, dag, task
 ROWS = 120
 
 
-@dag(schedule=None, params={"directory": Param("", type="string")})
-def job_under_fire() -> None:
-    @task.openai_batch(
-        model="gpt-4o-mini",
-        output_path="{{ params.directory }}/labels",
-        max_requests_per_batch=ROWS // 3,
-        poll_interval=1,
-        retries=2,
-        retry_delay=timedelta(seconds=1),
-    )
-    def label(params: Any = None) -> Iterator[dict[str, Any]]:
-        with Path(params["directory"], "reads").open("a") as notes:
-            notes.write("read\n")
-        for number in range(ROWS):
-            yield {"prompt": f"row {number}", "context": {"number": number}}
+def job(dag_id: str, *, deferrable: bool) -> None:
+    @dag(dag_id, schedule=None, params={"directory": Param("", type="string")})
+    def build() -> None:
+        @task.openai_batch(
+            model="gpt-4o-mini",
+            output_path="{{ params.directory }}/labels",
+            max_requests_per_batch=ROWS // 3,
+            poll_interval=1,
+            deferrable=deferrable,
+            conn_id="service",
+            retries=2,
+            retry_delay=timedelta(seconds=1),
+        )
+        def label(params: Any = None) -> Iterator[dict[str, Any]]:
+            with Path(params["directory"], "reads").open("a") as notes:
+                notes.write("read\n")
+            for number in range(ROWS):
+                yield {"prompt": f"row {number}", "context": {"number": number}}
 
-    label()
+        label()
+
+    build()
 
 
-job_under_fire()
+job("job_under_fire", deferrable=True)
+job("job_in_its_worker", deferrable=False)
