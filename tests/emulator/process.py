@@ -51,4 +51,5 @@ def emulator_process(*options: str) -> Iterator[EmulatorProcess]:
         yield process
     finally:
         if process._process.poll() is None:
-            process.stop(signal.SIGKILL)
+            # Not a kill, which would leave the data directory behind.
+            process.stop()
