@@ -118,9 +118,9 @@ def test_no_pattern_of_ours_can_be_kept_busy_by_a_text() -> None:
         texts += [piece + filling * length for piece in PIECES for filling in FILLINGS]
         for text in texts:
             subject = f"{text}!" if isinstance(pattern.pattern, str) else f"{text}!".encode()
-            began = time.perf_counter()
+            began = time.process_time()
             pattern.search(subject)  # type: ignore[arg-type]
-            if time.perf_counter() - began > 0.25:
+            if time.process_time() - began > 0.25:
                 slow.append((module, name, text[:30]))
     assert slow == []
 
