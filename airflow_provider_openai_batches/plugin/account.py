@@ -145,10 +145,10 @@ class Account:
                     try:
                         found.append(client.retrieve_file(file_id))
                     except NotFoundError as error:
-                        found.append(error)  # It was deleted; the others may be there.
+                        found.append(error.with_traceback(None))  # It was deleted; the others may be there.
                     except OpenAIBatchesError as error:
                         # The others would fare no better, and somebody waits.
-                        found += [error] * (len(file_ids) - len(found))
+                        found += [error.with_traceback(None)] * (len(file_ids) - len(found))
                         break
             return found
 

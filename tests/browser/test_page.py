@@ -324,7 +324,7 @@ def test_hostile_text_stays_text(sign_in: SignIn, emulator: Emulator, conn_id: s
     _fits(page)
     page.button("Close").click()
     page.show_detail(bad)
-    expect(page.detail.get_by_role("row").filter(has_text=MARKUP)).to_contain_text("z" * 10_000)
+    expect(page.detail.get_by_role("row").filter(has_text=MARKUP)).to_contain_text("z" * 1_800)  # cut, as all of these
     _fits(page)
 
     foreign = page.browser.locator(".oab img, .oab script, .oab b, .oab [onmouseover], .oab [onerror]")
