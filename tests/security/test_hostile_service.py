@@ -130,7 +130,11 @@ def test_an_answer_that_drips_ends_with_the_timeout(script: Script, tmp_path: Pa
     assert time.monotonic() - began < 8
 
 
-def test_the_timeout_is_for_the_head_and_not_for_a_content_that_takes_longer(tmp_path: Path) -> None:
+def test_the_timeout_is_for_the_head_and_not_for_a_content_that_takes_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_openai_batches.api.session._TRANSFER_TIMEOUT_S", 1.0)
+
     def slowly() -> Iterator[bytes]:
         yield head("200 OK", "Content-Length: 6")
         for _ in range(6):
