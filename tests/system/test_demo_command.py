@@ -4,69 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import MappingProxyType
 
 import psutil
 import pytest
 
 from demo.openai_server import OpenAIServer
 from demo.processes import HOST, Processes, claim_port, is_alive
+from tests.system.demo_process import REPOSITORY, DemoRun, environment
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 EXIT_TIMEOUT_S = 60
-
-
-@dataclass(frozen=True)
-class DemoRun:
-    """A `python -m demo` under test, on ports known to the test."""
-
-    popen: subprocess.Popen[bytes]
-    workspace: Path
-    output: Path
-    ports: tuple[int, int]
-
-    def family(self) -> list[psutil.Process]:
-        return psutil.Process(self.popen.pid).children(recursive=True)
-
-    def says(self, words: str) -> Callable[[], bool]:
-        return lambda: words in self.output.read_text()
 
 
 @pytest.fixture
 def start_demo(tmp_path: Path) -> Iterator[Callable[..., DemoRun]]:
     with contextlib.ExitStack() as stack:
-
-        def start(command: str, extra: Mapping[str, str] = MappingProxyType({})) -> DemoRun:
-            ports = claim_port(None, ""), claim_port(None, "")
-            workspace = tmp_path / "workspace"
-            output = tmp_path / "output.txt"
-            environment = _environment() | {"AIRFLOW_PORT": str(ports[0]), "EMULATOR_PORT": str(ports[1]), **extra}
-            popen = stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-m", "demo", command, "--workspace", workspace],
-                    cwd=REPOSITORY,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=stack.enter_context(output.open("wb")),
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            )
-            stack.callback(popen.terminate)
-            return DemoRun(popen, workspace, output, ports)
-
-        yield start
+        yield functools.partial(DemoRun.start, stack, tmp_path)
 
 
 def test_ctrl_c_even_twice_leaves_nothing_running(start_demo: Callable[..., DemoRun], waiting: Processes) -> None:
@@ -104,7 +67,7 @@ def test_who_sits_at_the_terminal_is_asked_before_money_is_spent(tmp_path: Path)
     ended = subprocess.run(
         [sys.executable, "-m", "demo", "run", "--workspace", tmp_path],
         cwd=REPOSITORY,
-        env=_environment() | {"OPENAI_API_KEY": "sk-found-in-a-shell"},
+        env=environment() | {"OPENAI_API_KEY": "sk-found-in-a-shell"},
         stdin=terminal,
         capture_output=True,
         text=True,
@@ -210,15 +173,10 @@ def _assert_all_gone(family: list[psutil.Process], demo: DemoRun) -> None:
         assert claim_port(port, "the port") == port
 
 
-def _environment() -> dict[str, str]:
-    ours = ("AIRFLOW", "EMULATOR_PORT", "OPENAI_", "PYTHON", "MAKE")
-    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-
-
-def _fails(argv: list[str | Path], cwd: Path, environment: dict[str, str]) -> str:
+def _fails(argv: list[str | Path], cwd: Path, extra: dict[str, str]) -> str:
     """Run a command that must fail, and return what it says on stderr."""
     answer = subprocess.run(
-        argv, cwd=cwd, env=_environment() | environment, capture_output=True, text=True, timeout=EXIT_TIMEOUT_S
+        argv, cwd=cwd, env=environment() | extra, capture_output=True, text=True, timeout=EXIT_TIMEOUT_S
     )
     assert answer.returncode != 0, answer.stdout
     return answer.stderr.strip()
