@@ -3,6 +3,7 @@
 #   make demo         label rows with a batch in a real Airflow; OPENAI_API_KEY=... uses OpenAI instead of the emulator
 #   make airflow      the same Airflow with all example DAGs, up until Ctrl-C
 #   make test         every test
+#   make test-distributed  the promises in an Airflow on Celery, PostgreSQL, Redis and S3 while its parts are killed
 #   make lint         style and types
 #   make check        lint, test, build
 #   make bench-import what importing the operators costs
@@ -16,9 +17,10 @@ PY := .venv/bin/python
 # Another PYTHON is another installation, so the stamps carry its name. The demo needs far less than the tests.
 INSTALLED := .venv/.installed-dev$(subst /,-,$(PYTHON))
 DEMO_INSTALLED := .venv/.installed-demo$(subst /,-,$(PYTHON))
+DISTRIBUTED_INSTALLED := .venv/.installed-distributed$(subst /,-,$(PYTHON))
 RIVALS := .venv-rivals/.installed
 
-.PHONY: help demo airflow test lint check build bench bench-import bench-waiting constraints install clean
+.PHONY: help demo airflow test test-distributed lint check build bench bench-import bench-waiting constraints install clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -31,6 +33,10 @@ airflow: $(DEMO_INSTALLED)
 
 test: $(INSTALLED)
 	$(PY) -m pytest -n 2 $(PYTEST_ARGS)
+
+# One process: two at a time would each start an Airflow. A shorter run: PYTEST_ARGS=--cut-seconds=30
+test-distributed: $(DISTRIBUTED_INSTALLED)
+	$(PY) -m pytest tests/distributed --distributed -p no:xdist $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .
@@ -66,11 +72,15 @@ $(INSTALLED): $(DEMO_INSTALLED)
 	@sh demo/install.sh dev
 	@touch $@
 
+$(DISTRIBUTED_INSTALLED): $(INSTALLED)
+	@sh demo/install.sh distributed
+	@touch $@
+
 # Pin the newest versions that go together. For the oldest supported Python, so that no line needs a marker.
 constraints:
 	@scratch=$$(mktemp -d) && sed -n '/^#/p' constraints.txt > $$scratch/new && \
 	  $(or $(PYTHON),python3) -m venv $$scratch && $$scratch/bin/pip install -q uv && \
-	  $$scratch/bin/uv pip compile -q --python-version 3.11 --all-extras --group pyproject.toml:dev pyproject.toml \
+	  $$scratch/bin/uv pip compile -q --python-version 3.11 --all-extras --group pyproject.toml:distributed pyproject.toml \
 	    --no-header --no-annotate >> $$scratch/new && \
 	  mv $$scratch/new constraints.txt && rm -rf $$scratch && git --no-pager diff --stat constraints.txt
 

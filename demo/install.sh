@@ -2,7 +2,7 @@
 # Make .venv and install into it what a dependency group of pyproject.toml needs, in the versions of constraints.txt.
 # Called by make.
 #
-#   sh demo/install.sh demo|dev
+#   sh demo/install.sh demo|dev|distributed
 #
 #   PYTHON=/path/to/python  use this one and start the venv afresh; default: the first Python >= 3.11 found on PATH
 set -eu
@@ -47,13 +47,27 @@ echo "installing into .venv (a minute, the first time) ..."
 .venv/bin/python -m pip install -qq --disable-pip-version-check --upgrade 'pip>=25.1'
 .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[emulator,parquet]' --group "$group"
 
+from_debian() { # from_debian WHAT_FOR PACKAGE...
+    what_for=$1
+    shift
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        echo "installing $* for $what_for ..."
+        { apt-get update -qq && apt-get install -qq -y --no-install-recommends "$@"; } >/dev/null ||
+            echo "could not: $what_for will not run"
+    else
+        echo "no $*: $what_for are skipped (Debian: apt install $*)"
+    fi
+}
+
 # The browser tests drive the system's chromium: no download beside the package manager.
 if [ "$group" = dev ] && ! command -v chromium >/dev/null 2>&1; then
-    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-        echo "installing chromium for the browser tests ..."
-        { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; } >/dev/null ||
-            echo "could not: the browser tests will not run"
-    else
-        echo "no chromium: the browser tests are skipped (Debian: apt install chromium)"
+    from_debian "the browser tests" chromium
+fi
+
+# These start servers of their own from the system's programs. Debian keeps PostgreSQL's away from PATH.
+if [ "$group" = distributed ]; then
+    PATH=$PATH:$(printf '%s:' /usr/lib/postgresql/*/bin)
+    if ! command -v initdb >/dev/null 2>&1 || ! command -v redis-server >/dev/null 2>&1; then
+        from_debian "the distributed tests" postgresql redis-server
     fi
 fi
