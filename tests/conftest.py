@@ -10,11 +10,10 @@ import pytest
 from airflow_provider_openai_batches.api.client import BatchClient
 from airflow_provider_openai_batches.api.settings import ClientSettings
 from airflow_provider_openai_batches.testing import plugin
+from airflow_provider_openai_batches.testing.connection import API_KEY
 
 if TYPE_CHECKING:
     from airflow_provider_openai_batches.emulator import Emulator
-
-API_KEY = "sk-test-0123456789abcdefghij"
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -125,6 +125,12 @@ class Emulator:
         """What clients take as base URL: ``http://127.0.0.1:PORT/v1``."""
         return self._open.service.base_url
 
+    @property
+    def api_key(self) -> str | None:
+        """The key every call must bring; None: any, or none."""
+        key: str | None = self._options["api_key"]
+        return key
+
     def advance(self, seconds: float) -> None:
         """Move the virtual clock ahead and return when all that was due has happened.
 

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pytest
 
+    from airflow_provider_openai_batches.emulator import Emulator
+
 DEFAULT_CONN_ID = "openai_batches_default"
+API_KEY = "sk-emulator-0123456789abcdefghij"
+"""What the emulator of a test takes for a key."""
 _LOOPBACK = "127.0.0.1"
 
 
@@ -18,12 +22,12 @@ class EmulatorConnection:
 
     Called again with the same id it replaces that connection; all go when the test ends.
 
-    :param base_url: of the emulator
+    :param emulator: where they point
     :param environment: puts the environment back
     """
 
-    def __init__(self, base_url: str, environment: pytest.MonkeyPatch) -> None:
-        self._base_url = base_url
+    def __init__(self, emulator: Emulator, environment: pytest.MonkeyPatch) -> None:
+        self._emulator = emulator
         self._environment = environment
         # A proxy is for the world outside: it would be asked for the emulator, too.
         known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
@@ -37,6 +41,7 @@ class EmulatorConnection:
             from the usual
         :return: its id
         """
-        usual = {"conn_type": "openai_batches", "host": self._base_url, "password": "sk-emulator-needs-no-key"}
+        key = self._emulator.api_key or API_KEY
+        usual = {"conn_type": "openai_batches", "host": self._emulator.base_url, "password": key}
         self._environment.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(usual | fields))
         return conn_id

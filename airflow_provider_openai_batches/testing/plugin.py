@@ -35,8 +35,9 @@ def openai_batches_emulator(request: pytest.FixtureRequest) -> Iterator[Emulator
         needed = 'pip install "airflow-provider-openai-batches[testing]"'
         pytest.fail(f"the fixture openai_batches_emulator needs aiohttp: {needed}", pytrace=False)
     from airflow_provider_openai_batches.emulator import Emulator
+    from airflow_provider_openai_batches.testing.connection import API_KEY
 
-    options: dict[str, Any] = {"speed": 0, "seconds_per_look": _HOUR_S, "keep_requests": True}
+    options: dict[str, Any] = {"speed": 0, "seconds_per_look": _HOUR_S, "api_key": API_KEY, "keep_requests": True}
     for marker in reversed(list(request.node.iter_markers(_MARKER))):  # the test's own wins over its module's
         options |= marker.kwargs
     with Emulator(**options) as emulator:
@@ -56,6 +57,6 @@ def openai_batches_connection(openai_batches_emulator: Emulator, monkeypatch: py
     """The Airflow connection ``openai_batches_default`` points to the emulator; call it for other ids or fields."""
     from airflow_provider_openai_batches.testing.connection import EmulatorConnection
 
-    connect = EmulatorConnection(openai_batches_emulator.base_url, monkeypatch)
+    connect = EmulatorConnection(openai_batches_emulator, monkeypatch)
     connect()
     return connect

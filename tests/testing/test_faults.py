@@ -29,7 +29,8 @@ def emulator(openai_batches_emulator: Emulator) -> Emulator:
 
 
 def call(emulator: Emulator, method: str, path: str, **options: Any) -> requests.Response:
-    return requests.request(method, emulator.base_url + path, timeout=10, **options)
+    headers = {"Authorization": f"Bearer {emulator.api_key}", **options.pop("headers", {})}
+    return requests.request(method, emulator.base_url + path, headers=headers, timeout=10, **options)
 
 
 def request_line(number: int, url: str = CHAT) -> dict[str, Any]:

@@ -15,6 +15,10 @@ import json, os, socket, sys, threading, time
 import pytest
 import requests
 
+def call(emulator, method, path, **options):
+    headers = {"Authorization": f"Bearer {emulator.api_key}"}
+    return requests.request(method, emulator.base_url + path, headers=headers, timeout=10, **options)
+
 def line(number):
     body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}]}
     return {"custom_id": f"row-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
@@ -22,13 +26,13 @@ def line(number):
 def submit(emulator, rows=3, **metadata):
     content = "".join(json.dumps(line(number)) + "\\n" for number in range(rows))
     files = {"file": ("in.jsonl", content)}
-    sent = requests.post(f"{emulator.base_url}/files", files=files, data={"purpose": "batch"}, timeout=10)
+    sent = call(emulator, "POST", "/files", files=files, data={"purpose": "batch"})
     batch = {"input_file_id": sent.json()["id"], "endpoint": line(0)["url"], "completion_window": "24h",
              "metadata": metadata}
-    return requests.post(f"{emulator.base_url}/batches", json=batch, timeout=10).json()["id"]
+    return call(emulator, "POST", "/batches", json=batch).json()["id"]
 
 def look(emulator, batch_id):
-    return requests.get(f"{emulator.base_url}/batches/{batch_id}", timeout=10).json()
+    return call(emulator, "GET", f"/batches/{batch_id}").json()
 
 """
 
@@ -44,7 +48,9 @@ def test(openai_batches_emulator, openai_batches_connection):
     assert openai_batches_emulator.calls[-1] == ("GET", "/v1/batches/{batch_id}", 200)
     assert [file["purpose"] for file in openai_batches_emulator.files()] == ["batch_output", "batch"]
     connection = json.loads(os.environ["AIRFLOW_CONN_OPENAI_BATCHES_DEFAULT"])
-    assert connection["host"] == openai_batches_emulator.base_url
+    assert (connection["host"], connection["password"]) == (
+        openai_batches_emulator.base_url, openai_batches_emulator.api_key)
+    assert requests.get(f"{openai_batches_emulator.base_url}/batches", timeout=10).status_code == 401
 """
     )
     result.assert_outcomes(passed=1)
@@ -113,7 +119,7 @@ def test_with_the_clock(openai_batches_emulator, openai_batches_clock):
     batch = submit(openai_batches_emulator)
     assert {look(openai_batches_emulator, batch)["status"] for _ in range(20)} == {"validating"}
     openai_batches_clock.advance(minutes=1)
-    cancelled = requests.post(f"{openai_batches_emulator.base_url}/batches/{batch}/cancel", timeout=10)
+    cancelled = call(openai_batches_emulator, "POST", f"/batches/{batch}/cancel")
     assert cancelled.json()["status"] == "cancelling"
     openai_batches_clock.seconds_per_look = 2
     assert look(openai_batches_emulator, batch)["status"] == "cancelled"
@@ -142,7 +148,7 @@ def test_uses_all(openai_batches_emulator, openai_batches_clock, openai_batches_
     batch = submit(openai_batches_emulator)
     openai_batches_clock.advance(hours=1)
     output = look(openai_batches_emulator, batch)["output_file_id"]
-    assert requests.get(f"{openai_batches_emulator.base_url}/files/{output}/content", timeout=10).ok
+    assert call(openai_batches_emulator, "GET", f"/files/{output}/content").ok
     left["port"] = int(openai_batches_emulator.base_url.split(":")[2].split("/")[0])
     left["environment"] = set(os.environ)
     assert threading.active_count() > 1
@@ -252,7 +258,7 @@ def test(openai_batches_emulator):
     running = submit(openai_batches_emulator, rows=1, run="b")
     openai_batches_emulator.advance(60)
     for file in openai_batches_emulator.files():
-        requests.delete(f"{openai_batches_emulator.base_url}/files/{file['id']}", timeout=10)
+        call(openai_batches_emulator, "DELETE", f"/files/{file['id']}")
     assert openai_batches_emulator.files() == []
     received = openai_batches_emulator.requests()
     shown = [(one.custom_id, one.metadata, one.billed) for one in received]
