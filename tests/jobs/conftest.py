@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from airflow_provider_openai_batches.emulator import Emulator
-from tests.conftest import API_KEY
 from tests.jobs.world import World
 
-_LONGER_THAN_ANY_BATCH_S = 3 * 86_400
-
-
-@pytest.fixture(scope="session")
-def _running_emulator() -> Iterator[Emulator]:
-    with Emulator(speed=0, api_key=API_KEY) as server:
-        yield server
+if TYPE_CHECKING:
+    from airflow_provider_openai_batches.emulator import Emulator
 
 
 @pytest.fixture
-def emulator(_running_emulator: Emulator) -> Emulator:
-    """One emulator for all tests, in which everything before this test is over."""
-    _running_emulator.clear_faults()
-    _running_emulator.advance(_LONGER_THAN_ANY_BATCH_S)
-    return _running_emulator
+def emulator(openai_batches_emulator: Emulator, openai_batches_clock: object) -> Emulator:
+    """The emulator, whose time only the world moves."""
+    return openai_batches_emulator
 
 
 @pytest.fixture

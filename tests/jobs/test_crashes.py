@@ -27,7 +27,6 @@ from hypothesis.stateful import (
 from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.jobs.engine import Finished, Waiting, advance
 from airflow_provider_openai_batches.jobs.ledger import LedgerError
-from tests.conftest import API_KEY
 from tests.jobs.doomed import killed
 from tests.jobs.world import World
 
@@ -271,19 +270,18 @@ class TwoAttempts(RuleBasedStateMachine):
         return [puppet for puppet in getattr(self, "puppets", []) if puppet.at is not None]
 
 
-def test_two_attempts_in_any_order_never_buy_a_round_twice() -> None:
-    with Emulator(speed=0, api_key=API_KEY) as emulator:
-        TwoAttempts.emulator = emulator
-        run_state_machine_as_test(
-            TwoAttempts,
-            settings=settings(
-                max_examples=20,
-                stateful_step_count=40,
-                deadline=None,
-                suppress_health_check=list(HealthCheck),
-                derandomize=True,
-            ),
-        )
+def test_two_attempts_in_any_order_never_buy_a_round_twice(emulator: Emulator) -> None:
+    TwoAttempts.emulator = emulator
+    run_state_machine_as_test(
+        TwoAttempts,
+        settings=settings(
+            max_examples=20,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            derandomize=True,
+        ),
+    )
 
 
 def test_waiting_is_never_for_nothing(new_world: NewWorld) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.jobs.directory import open_directory
 from airflow_provider_openai_batches.jobs.engine import Waiting, advance
 from airflow_provider_openai_batches.jobs.ledger import (
@@ -24,7 +23,6 @@ from airflow_provider_openai_batches.jobs.ledger import (
     save_ledger,
 )
 from airflow_provider_openai_batches.jobs.purchase import JOB_KEY
-from tests.conftest import API_KEY
 from tests.jobs.world import World
 
 NewWorld = Callable[..., World]
@@ -198,22 +196,20 @@ def test_two_tasks_that_meet_anywhere_lose_no_batch(new_world: NewWorld) -> None
     assert refused == {FIRST, SECOND}, "it depends on who has a plan first"
 
 
+@pytest.mark.openai_batches_emulator(token_limits={"gpt-4o-mini": 100})
 def test_directory_of_a_planned_job_that_waits_for_the_queue_is_not_free(new_world: NewWorld) -> None:
-    with Emulator(speed=0, api_key=API_KEY, token_limits={"gpt-4o-mini": 100}) as small:
-        full = World(small.base_url, new_world().location, ["x" * 100])
-        advance(full.attempt())
-        waiting = World(small.base_url, new_world().location, ["word " * 76])
-        job = waiting.attempt(owner=FIRST)
+    full = new_world(rows=["x" * 100])
+    advance(full.attempt())
+    waiting = new_world(rows=["word " * 76])
+    job = waiting.attempt(owner=FIRST)
+    outcome = advance(job)
+    while isinstance(outcome, Waiting) and outcome.batch_ids:
+        waiting.pass_time(20)
         outcome = advance(job)
-        while isinstance(outcome, Waiting) and outcome.batch_ids:
-            waiting.pass_time(20)
-            outcome = advance(job)
-        other = World(small.base_url, waiting.location, ["other"])
-        with pytest.raises(
-            LedgerError, match=r"job of dag\.task\[0\].*1 rows in its plan and 0 batches going on.*delete"
-        ):
-            other.attempt(owner=SECOND)
-        assert isinstance(advance(waiting.attempt(owner=FIRST, resuming=True)), Waiting)
+    other = new_world(rows=["other"], location=waiting.location)
+    with pytest.raises(LedgerError, match=r"job of dag\.task\[0\].*1 rows in its plan and 0 batches going on.*delete"):
+        other.attempt(owner=SECOND)
+    assert isinstance(advance(waiting.attempt(owner=FIRST, resuming=True)), Waiting)
 
 
 def test_task_that_is_refused_at_its_second_look_lets_the_owner_go_on(new_world: NewWorld) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ import pytest
 from airflow_provider_openai_batches.api.client import BatchClient
 from airflow_provider_openai_batches.api.errors import BadRequestError, CreateOutcomeUnknownError
 from airflow_provider_openai_batches.api.settings import ClientSettings
-from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.jobs.engine import (
     Finished,
     ShardRefusedError,
@@ -29,7 +27,6 @@ from airflow_provider_openai_batches.jobs.purchase import (
     metadata,
 )
 from airflow_provider_openai_batches.jobs.queue import QUEUE_WAIT_S, queue_limit
-from tests.conftest import API_KEY
 from tests.jobs.world import World
 
 NewWorld = Callable[..., World]
@@ -330,13 +327,13 @@ def test_shard_above_the_learned_limit_is_split(new_world: NewWorld, status: int
     assert set(world.sent().values()) == {1}
 
 
+@pytest.mark.openai_batches_emulator(token_limits={"*": 120})
 def test_shard_is_split_until_it_fits_a_real_limit(new_world: NewWorld) -> None:
-    with Emulator(speed=0, api_key=API_KEY, token_limits={"*": 120}) as small:
-        world = World(small.base_url, new_world().location, [f"say {n} " * 20 for n in range(16)], per_batch=16)
-        rows = world.check_results(world.run())
-        assert [row["status"] for row in rows] == ["succeeded"] * 16
-        assert set(world.sent().values()) == {1}
-        assert len(world.bought()) > 2
+    world = new_world(rows=[f"say {n} " * 20 for n in range(16)], per_batch=16)
+    rows = world.check_results(world.run())
+    assert [row["status"] for row in rows] == ["succeeded"] * 16
+    assert set(world.sent().values()) == {1}
+    assert len(world.bought()) > 2
 
 
 @pytest.mark.parametrize(
@@ -374,12 +371,12 @@ def test_lost_create_counts_as_an_active_batch(new_world: NewWorld) -> None:
     assert len(world.batches()) == 1
 
 
-def test_single_request_larger_than_the_queue_is_named(tmp_path: Path) -> None:
-    with Emulator(speed=0, api_key=API_KEY, token_limits={"gpt-4o-mini": 100}) as emulator:
-        world = World(emulator.base_url, tmp_path, ["short", "word " * 400], per_batch=1)
-        with pytest.raises(ShardRefusedError, match=r"'row-1' alone has about \d+ tokens, and the queue .* takes 100"):
-            world.run()
-        assert world.bought() == {(0, 1): 1}
+@pytest.mark.openai_batches_emulator(token_limits={"gpt-4o-mini": 100})
+def test_single_request_larger_than_the_queue_is_named(new_world: NewWorld) -> None:
+    world = new_world(rows=["short", "word " * 400], per_batch=1)
+    with pytest.raises(ShardRefusedError, match=r"'row-1' alone has about \d+ tokens, and the queue .* takes 100"):
+        world.run()
+    assert world.bought() == {(0, 1): 1}
 
 
 def test_further_round_larger_than_the_queue_is_sent_in_parts(new_world: NewWorld) -> None:
