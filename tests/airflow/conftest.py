@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from airflow_provider_openai_batches.testing.connection import EmulatorConnection
 from tests.conftest import API_KEY
 
 if TYPE_CHECKING:
@@ -131,12 +132,15 @@ def run_trigger() -> Callable[..., list[Any]]:
 
 
 @pytest.fixture
-def connection(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def emulator(openai_batches_emulator: Emulator) -> Emulator:
+    """Its batches are over when they are first looked at. With `openai_batches_clock` its time stands still."""
+    return openai_batches_emulator
+
+
+@pytest.fixture
+def connection(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> EmulatorConnection:
     """Point `openai_batches_default` at the emulator; call it to change fields of the connection."""
-
-    def connect(**fields: Any) -> None:
-        monkeypatch.setenv(CONNECTION_VARIABLE, connection_json(emulator, **fields))
-
+    connect = EmulatorConnection(emulator, monkeypatch)
     connect()
     return connect
 
@@ -176,7 +180,9 @@ class EmulatorTime:
 
 
 @pytest.fixture
-def clock(emulator: Emulator, monkeypatch: pytest.MonkeyPatch, no_pauses: None) -> EmulatorTime:
+def clock(
+    emulator: Emulator, openai_batches_clock: object, monkeypatch: pytest.MonkeyPatch, no_pauses: None
+) -> EmulatorTime:
     """The hook and the operators live in the emulator's time."""
     from airflow_provider_openai_batches.hooks import openai_batches as hooks
     from airflow_provider_openai_batches.operators import openai_batches as operators

@@ -41,12 +41,6 @@ def events_of(name: str) -> list[dict[str, Any]]:
 
 
 class TestResults:
-    @pytest.fixture
-    def emulator(self) -> Iterator[Emulator]:
-        """An emulator whose batches are over before anybody has looked twice."""
-        with Emulator(speed=5000, api_key=API_KEY) as server:
-            yield server
-
     def run(self, run_dag: Callable[[DAG], Any], output_path: str, *outlets: Any, **options: Any) -> str:
         with DAG(f"results_{uuid.uuid4().hex}", schedule=None, start_date=START) as dag:
             OpenAIBatchOperator(
@@ -235,6 +229,7 @@ def test_trigger_of_a_batch_is_known_however_airflow_keeps_its_arguments(
     assert not events._may_name(kept, "batch_2")
 
 
+@pytest.mark.usefixtures("openai_batches_clock")
 class TestWaking:
     @pytest.fixture(scope="class")
     def run_of_waiters(self, airflow_db: None) -> None:

@@ -21,7 +21,6 @@ from airflow_provider_openai_batches.operators.openai_batches import (
     OpenAIBatchUploadOperator,
 )
 from airflow_provider_openai_batches.sensors.openai_batches import OpenAIBatchSensor
-from tests.conftest import API_KEY
 
 pytestmark = [pytest.mark.airflow, pytest.mark.usefixtures("connection", "no_pauses")]
 
@@ -29,18 +28,8 @@ RunDag = Callable[[DAG], Any]
 ENDPOINT = "/v1/chat/completions"
 SOON = 0.05
 AT_ONCE = datetime.timedelta(0)
-FAST = 1250
-"""Speed at which a batch takes a tenth of a second."""
 
-
-@pytest.fixture
-def emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
-    """An emulator whose time runs."""
-    with Emulator(speed=getattr(request, "param", FAST), api_key=API_KEY) as server:
-        yield server
-
-
-still = pytest.mark.parametrize("emulator", [0], indirect=True, ids=["still"])
+still = pytest.mark.usefixtures("openai_batches_clock")
 """For tests that move the emulator's time themselves."""
 
 

@@ -16,7 +16,6 @@ from airflow_provider_openai_batches.api.errors import InvalidInputError
 from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.results import read_results
 from tests.airflow.conftest import Attempts, register
-from tests.conftest import API_KEY
 
 pytestmark = [pytest.mark.airflow, pytest.mark.usefixtures("connection", "no_pauses")]
 
@@ -25,13 +24,6 @@ LITERAL = "{{ boom }} {% raw %}"
 """What Jinja would refuse."""
 
 Answers = Callable[[Callable[[], Any]], dict[int, list[Any]]]
-
-
-@pytest.fixture
-def emulator() -> Iterator[Emulator]:
-    """An emulator whose batches are over before anybody has looked twice."""
-    with Emulator(speed=5000, api_key=API_KEY) as server:
-        yield server
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,11 @@ from airflow.sdk import DAG
 
 from airflow_provider_openai_batches.emulator import Emulator
 from tests.airflow.conftest import register
-from tests.conftest import API_KEY
 
 pytestmark = [pytest.mark.airflow, pytest.mark.usefixtures("connection")]
 
 ROOT = Path(__file__).parents[2]
 NIGHT = datetime.datetime(2026, 11, 20, 2, tzinfo=datetime.UTC)
-
-
-@pytest.fixture
-def emulator() -> Iterator[Emulator]:
-    """An emulator whose batches are over before anybody has looked twice."""
-    with Emulator(speed=5000, api_key=API_KEY) as server:
-        yield server
 
 
 @pytest.fixture

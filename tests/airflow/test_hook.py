@@ -23,7 +23,7 @@ from airflow_provider_openai_batches.hooks.openai_batches import OpenAIBatchesHo
 from tests.airflow.conftest import EmulatorTime, request_lines
 from tests.conftest import API_KEY
 
-pytestmark = pytest.mark.usefixtures("connection", "no_pauses", "memory_storage")
+pytestmark = pytest.mark.usefixtures("connection", "openai_batches_clock", "no_pauses", "memory_storage")
 
 Connect = Callable[..., None]
 ENDPOINT = "/v1/chat/completions"

@@ -43,13 +43,6 @@ Run = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def emulator() -> Iterator[Emulator]:
-    """An emulator whose batches are over before anybody has looked twice."""
-    with Emulator(speed=5000, api_key=API_KEY) as server:
-        yield server
-
-
-@pytest.fixture
 def run_dag(airflow_db: None) -> Callable[..., Any]:
     """Run a DAG made in a test, with options of `dag.test()`."""
 
@@ -544,6 +537,7 @@ def test_timeout_keeps_what_is_finished_and_the_next_attempt_buys_the_rest(
     assert bought(emulator) == {("0", "1"): 1, ("1", "1"): 1, ("1", "2"): 1}
 
 
+@pytest.mark.openai_batches_emulator(speed=5000, seconds_per_look=0)  # the job's deadline is real time
 @pytest.mark.parametrize("deferrable", [True, False], ids=["deferrable", "in the worker"])
 def test_timeout_can_leave_the_batches_to_the_next_attempt(
     new_task: Callable[..., Task], emulator: Emulator, deferrable: bool

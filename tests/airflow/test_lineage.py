@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,9 @@ from airflow_provider_openai_batches.operators.openai_batches import (
     OpenAIBatchUploadOperator,
 )
 from tests.airflow.conftest import Attempts
-from tests.conftest import API_KEY
 
 base = pytest.importorskip("airflow.providers.openlineage.extractors.base")
 pytestmark = [pytest.mark.airflow, pytest.mark.usefixtures("connection", "no_pauses")]
-
-
-@pytest.fixture
-def emulator() -> Iterator[Emulator]:
-    """An emulator whose batches are over before anybody has looked twice."""
-    with Emulator(speed=1250, api_key=API_KEY) as server:
-        yield server
 
 
 def told(operator: Any) -> dict[str, Any]:

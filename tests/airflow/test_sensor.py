@@ -23,7 +23,7 @@ from airflow_provider_openai_batches.hooks.openai_batches import OpenAIBatchesHo
 from airflow_provider_openai_batches.sensors.openai_batches import OpenAIBatchSensor
 from tests.airflow.conftest import new_batch
 
-pytestmark = pytest.mark.usefixtures("connection", "no_pauses")
+pytestmark = pytest.mark.usefixtures("connection", "openai_batches_clock", "no_pauses")
 
 SOON = 0.01
 DONE_AFTER_S = 200

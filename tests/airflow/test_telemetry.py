@@ -102,13 +102,6 @@ def start_stats() -> None:
 
 
 @pytest.fixture
-def emulator() -> Iterator[Emulator]:
-    """An emulator whose batches are over before anybody has looked twice."""
-    with Emulator(speed=1250, api_key=API_KEY) as server:
-        yield server
-
-
-@pytest.fixture
 def prices(connection: Callable[..., None]) -> None:
     connection(extra={"prices": {"gpt-4o-mini": {"input": 10.0, "output": 20.0}}})
 
