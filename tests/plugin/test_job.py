@@ -213,10 +213,14 @@ class TestGoingOn:
 
 
 @pytest.fixture
-def bucket() -> Iterator[None]:
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An object storage at memory://, also behind connections."""
     from airflow.sdk.io import attach
     from fsspec.implementations.memory import MemoryFileSystem
+
+    from airflow_provider_openai_batches.plugin import job
+
+    monkeypatch.setattr(job, "has_fs", {"memory"}.__contains__)  # As if a provider served it.
 
     for conn_id in (None, CONN_ID, "keepers_own"):
         attach("memory", conn_id=conn_id, fs=MemoryFileSystem())
@@ -268,12 +272,35 @@ class TestWhatIsRead:
         assert "may not read" in job["note"]
         assert "keepers_own" not in job["note"]
 
+    @pytest.mark.parametrize("form", ["http://{}/out", "http:/{}/out", "simplecache::http://{}/out"])
+    def test_a_path_that_is_no_store_of_airflows_is_not_called(
+        self, browse: Browse, run_job: Callable[..., Any], emulator: Emulator, form: str
+    ) -> None:
+        task = run_job(Elsewhere, output_path=form.format(emulator.base_url.split("/")[2]), batch_id="batch_x")
+        before = len(emulator.calls)
+        job = show(browse, task)
+        assert (job["found"], len(emulator.calls)) == (True, before)
+        assert "no provider in this Airflow serves" in job["note"]
+
     def test_one_that_the_user_may_read_is_read(
         self, browse: Browse, run_job: Callable[..., Any], bucket: None
     ) -> None:
         task = run_job(output_path=f"memory://{CONN_ID}@bucket/out")
         job = show(browse, task, "narrow")
         assert (job["note"], job["shards"][0]["rounds"][0]["landed"]) == (None, True)
+
+
+class Elsewhere(BaseOperator):
+    """Has an output_path of somebody's choice, and a batch, as a job before its first result."""
+
+    template_fields = ("output_path",)
+
+    def __init__(self, *, output_path: str, batch_id: str, poll_interval: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.output_path, self.batch_id = output_path, batch_id
+
+    def execute(self, context: Any) -> None:
+        context["ti"].xcom_push(key="batch_ids", value=[self.batch_id])
 
 
 class Returning(BaseOperator):
