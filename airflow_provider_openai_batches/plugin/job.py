@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
-from airflow.sdk.io import has_fs
 from fastapi import APIRouter
 
 from airflow_provider_openai_batches.api.errors import OpenAIBatchesError
@@ -110,10 +109,6 @@ def _ledger(traces: _Traces, caller: Caller) -> tuple[Ledger | None, str | None]
     path = traces.output_path
     if path is None:
         return None, None
-    # A path may come from a run's conf. What is no store of Airflow's, http://host say, would be called from here.
-    scheme, _, _ = path.partition("/")
-    if ":" in scheme and not has_fs(scheme.rstrip(":")):
-        return None, f"The job's ledger is not read from here: no provider in this Airflow serves {scheme.rstrip(':')}."
     # A path such as s3://team@bucket/key is read with that connection's credentials.
     conn_id = path.partition("://")[2].partition("/")[0].rpartition("@")[0]
     if conn_id and not caller.may_read_connection(conn_id):
