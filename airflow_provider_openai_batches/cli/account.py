@@ -80,13 +80,7 @@ def _read_connection(conn_id: str) -> ClientSettings:
 
     try:
         with contextlib.closing(OpenAIBatchesHook(conn_id)) as hook:
-            settings = hook.get_conn().settings
-            if not _is_json(hook.get_connection(conn_id).extra or "{}"):
-                # Airflow takes it for an empty one: the calls would go to another project than is meant.
-                raise InvalidInputError(
-                    f"connection {conn_id}", "its extra is not valid JSON. Mend it, or leave it empty."
-                )
-            return settings
+            return hook.get_conn().settings
     except AirflowNotFoundException:
         if problem := _trouble_in_environment(conn_id, is_missing=True):
             raise OpenAIBatchesError(problem) from None
@@ -123,14 +117,6 @@ def _trouble_in_environment(conn_id: str, *, is_missing: bool) -> str | None:
         f"The connection {conn_id!r} is malformed: {variable} {problem}. Expected JSON such as "
         '{"conn_type": "openai_batches", "password": "...", "extra": {}}, or a URI such as openai-batches://:KEY@.'
     )
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _malformed(value: str) -> str | None:

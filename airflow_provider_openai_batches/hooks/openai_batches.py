@@ -305,8 +305,19 @@ def connection_extra(conn: Connection) -> Mapping[str, Any]:
 
 def _checked_extra(conn: Connection, extra: object) -> Mapping[str, Any]:
     if not isinstance(extra, Mapping):
-        raise _no_object(conn, f"a {type(extra).__name__}")
+        raise _no_object(conn, f"of type {type(extra).__name__}")
+    if not extra and conn.extra and not _is_json(conn.extra):
+        # Airflow takes it for an empty one: the calls would go to another project than is meant.
+        raise _no_object(conn, "not valid JSON")
     return extra
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _no_object(conn: Connection, found: str) -> InvalidInputError:
