@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -257,6 +258,17 @@ def _write_for_ever(location: Path, ready: object) -> None:
         published(directory, "part.jsonl", b"%d," % number * 50_000)
         if number == 2:
             ready.set()  # type: ignore[attr-defined]
+
+
+def test_reader_that_has_a_file_open_reads_it_to_its_end_though_it_is_replaced(tmp_path: Path) -> None:
+    directory = open_directory(tmp_path)
+    for put in (directory.write, partial(published, directory)):
+        put("file", b"old" * 1_000)
+        with open(directory.path("file"), "rb", buffering=0) as reader:
+            beginning = reader.read(10)
+            put("file", b"new" * 1_000)
+            assert beginning + reader.read() == b"old" * 1_000
+        assert directory.read("file") == b"new" * 1_000
 
 
 def test_file_is_whole_when_its_writer_is_killed_and_what_it_left_is_cleaned_up(tmp_path: Path) -> None:

@@ -322,6 +322,20 @@ def test_truncated_download_is_noticed_and_fetched_again(world: World) -> None:
     assert set(world.sent().values()) == {1}
 
 
+def test_file_without_all_that_its_batch_has_counted_is_fetched_again_and_nothing_bought_for_it(
+    new_world: NewWorld,
+) -> None:
+    world = new_world(rows=["a", "b", "c"])
+    advance(world.attempt())
+    world.pass_time(200)
+    # Of the right length for what it is: only the batch knows that there is more.
+    empty = {"status": 200, "headers": {"Content-Type": "application/octet-stream"}, "body": ""}
+    world.add_faults({"on": {"method": "GET", "path": "/files/*/content"}, "do": empty, "times": 2})
+    rows = world.check_results(world.run(world.attempt(resuming=True)))
+    assert [(row["status"], row["attempts"]) for row in rows] == [("succeeded", 1)] * 3
+    assert len(world.batches()) == 1
+
+
 def test_results_that_are_not_named_yet_are_waited_for(new_world: NewWorld) -> None:
     world = new_world(rows=["a", "b"])
     advance(world.attempt())

@@ -1,0 +1,279 @@
+"""The mechanisms that keep the promises, and for each a small change that breaks it. See :mod:`.mutations`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PACKAGE = "airflow_provider_openai_batches"
+
+
+@dataclass(frozen=True)
+class Breakage:
+    """One mechanism, broken.
+
+    :param name: the mechanism
+    :param how: what is done to it
+    :param file: in the package
+    :param old: the text that is replaced; it has to be there exactly once
+    :param new: what comes in its place
+    :param tests: pytest's arguments: the rooms in which it should be noticed
+    """
+
+    name: str
+    how: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+BUYING = (
+    "tests/jobs/test_purchase.py",
+    "tests/jobs/test_ownership.py",
+    "tests/jobs/test_engine.py",
+    "tests/jobs/test_crashes.py",
+)
+
+BREAKAGES = (
+    # --- nothing is bought twice, nothing paid for is lost -----------------------------------------------------------
+    Breakage(
+        "intent before POST /batches",
+        "the ledger is not saved before the create is sent",
+        "jobs/purchase.py",
+        "current.creates, current.intent_at = create, claim.at\n            job.save()\n",
+        "current.creates, current.intent_at = create, claim.at\n",
+        BUYING,
+    ),
+    Breakage(
+        "claim before POST /batches",
+        "whoever wants to create may",
+        "jobs/purchase.py",
+        "if send and job.directory.claim(name, msgspec.json.encode(claim)):",
+        "if send and (job.directory.claim(name, msgspec.json.encode(claim)) or True):",
+        BUYING,
+    ),
+    Breakage(
+        "lease of a claim",
+        "a process that was frozen sends all the same",
+        "jobs/purchase.py",
+        "if job.monotonic() - claimed_at < CLAIM_LEASE_S:",
+        "if True:",
+        BUYING,
+    ),
+    Breakage(
+        "list scan after an ambiguous create (jobs)",
+        "nothing is looked for, a new create is sent",
+        "jobs/purchase.py",
+        "found = _search(job, shard, earlier.at)",
+        "found = None",
+        BUYING,
+    ),
+    Breakage(
+        "list scan after an ambiguous create (client)",
+        "nothing is looked for before the create is repeated",
+        "api/client.py",
+        "if found := self._batch_after_lost_answer(token, started, pauses):",
+        "if found := None:",
+        ("tests/api/test_create.py",),
+    ),
+    Breakage(
+        "POST /batches is never repeated blindly",
+        "a lost answer counts as if nothing had been sent",
+        "api/client.py",
+        "                if error.maybe_applied:\n                    lost = error\n",
+        "",
+        ("tests/api/test_create.py",),
+    ),
+    Breakage(
+        "patience after a claim",
+        "a second create follows at once when the first is not listed",
+        "jobs/purchase.py",
+        "if job.now() < settled_at:",
+        "if False:",
+        BUYING,
+    ),
+    Breakage(
+        "one owner",
+        "an attempt that has lost the job goes on writing",
+        "jobs/ledger.py",
+        "    newest = _newest(directory)\n    if newest <= ledger.number:\n        return\n",
+        "    newest = _newest(directory)\n    return\n",
+        BUYING,
+    ),
+    Breakage(
+        "files appear whole or not at all (ledger)",
+        "written in place",
+        "jobs/directory.py",
+        "self._draft(name, content).replace(self.root / _checked(name))",
+        "self._draft(name, b'').replace(self.root / name); (self.root / name).write_bytes(content)",
+        ("tests/jobs/test_directory.py", "tests/jobs/test_crashes.py"),
+    ),
+    Breakage(
+        "files appear whole or not at all (answers)",
+        "downloaded in place",
+        "api/download.py",
+        'part = destination.with_name(f".{uuid.uuid4().hex}.part")',
+        "part = destination",
+        ("tests/api/test_download.py",),
+    ),
+    Breakage(
+        "the source is read once",
+        "a retry plans again",
+        "jobs/opening.py",
+        "    ledger.stopping, ledger.deadline = ledger.replanning, None\n",
+        "    ledger.stopping, ledger.deadline = ledger.replanning, None\n    ledger.planned = False\n",
+        ("tests/jobs/test_engine.py", "tests/jobs/test_replan.py", "tests/jobs/test_crashes.py"),
+    ),
+    Breakage(
+        "a clear keeps answers to unchanged rows",
+        "no earlier answer is found",
+        "jobs/plan.py",
+        "answer = self._earlier.find(request)",
+        "answer = None",
+        ("tests/jobs/test_replan.py",),
+    ),
+    Breakage(
+        "a triggerer that stops cancels nothing",
+        "on_kill cancels, whatever the task's state",
+        "triggers/openai_batches.py",
+        "if await task_state(self) in ENDED_TASK_STATES:",
+        "if True:",
+        ("tests/polling/test_trigger.py", "tests/polling/test_triggerer.py"),
+    ),
+    Breakage(
+        "answers are checked against the batch's counts",
+        "a file with too few lines is taken for whole",
+        "jobs/landing.py",
+        'if problem := check_counts(batch, fetched.get("output", 0), fetched.get("errors", 0)):',
+        "if problem := None:",
+        ("tests/jobs/test_engine.py",),
+    ),
+    Breakage(
+        "the length of a download is checked",
+        "what has come by the end of the connection is taken for whole",
+        "api/download.py",
+        "            except requests.RequestException as error:\n"
+        "                raise self._incomplete(expected) from error\n"
+        "        if expected is not None and self.sink.tell() != expected:\n",
+        "            except requests.RequestException:\n                pass\n        if False:\n",
+        ("tests/api/test_download.py",),
+    ),
+    # --- every row is accounted for ----------------------------------------------------------------------------------
+    Breakage(
+        "results in input order (models)",
+        "the rows of one model follow those of another",
+        "jobs/parts.py",
+        'heapq.merge(*chains, key=attrgetter("index"))',
+        "chain(*chains)",
+        ("tests/jobs/test_parts.py", "tests/jobs/test_engine.py"),
+    ),
+    Breakage(
+        "results in input order (answers)",
+        "rows come as the output file has them",
+        "jobs/rounds.py",
+        'position = self._positions.get(line.key or "")',
+        "position = number - 1 if line.key in self._positions else None",
+        ("tests/jobs/test_results.py",),
+    ),
+    Breakage(
+        "the first answer counts",
+        "the last one does",
+        "jobs/rounds.py",
+        "if line.is_success and not succeeded[position]:",
+        "if line.is_success:",
+        ("tests/jobs/test_results.py",),
+    ),
+    Breakage(
+        "an attempt is a run",
+        "rows that never ran use up their attempts",
+        "jobs/results.py",
+        "            if ran(line):\n                self._attempts[position] += 1\n",
+        "            if True:\n                self._attempts[position] += 1\n",
+        ("tests/jobs/test_results.py",),
+    ),
+    # --- memory and event loop stay flat -----------------------------------------------------------------------------
+    Breakage(
+        "memory: answers are read line by line",
+        "the whole file is read",
+        "jobs/rounds.py",
+        "        for raw in file:\n            yield offset, raw\n",
+        "        for raw in file.read().splitlines(keepends=True):\n            yield offset, raw\n",
+        ("tests/jobs/test_results.py", "tests/jobs/test_replan.py"),
+    ),
+    Breakage(
+        "memory: rows are read one by one",
+        "all rows are read before the first is written",
+        "jobs/shards.py",
+        "        for request in requests:\n",
+        "        for request in list(requests):\n",
+        ("tests/jobs/test_shards.py",),
+    ),
+    Breakage(
+        "memory: uploads are streamed",
+        "the whole file is read",
+        "api/client.py",
+        '("file", (filename, _Content(content), "application/jsonl")),',
+        '("file", (filename, content.read(), "application/jsonl")),',
+        ("tests/api/test_upload.py",),
+    ),
+    Breakage(
+        "one batch's trouble is its own",
+        "a poll ends at the first batch that has one",
+        "sighting.py",
+        "                self.sighting.errors[batch_id] = error\n",
+        "                self.sighting.errors[batch_id] = self.sighting.outage = error\n",
+        ("tests/polling/test_sighting.py", "tests/polling/test_poller.py"),
+    ),
+    # --- who may do what, and who learns what ------------------------------------------------------------------------
+    Breakage(
+        "webhooks are signed",
+        "any signature is good",
+        "api/webhooks.py",
+        "if not any(hmac.compare_digest(expected, each) for each in given):",
+        "if not given:",
+        ("tests/api/test_webhooks.py", "tests/plugin/test_webhooks.py"),
+    ),
+    Breakage(
+        "who may cancel",
+        "whoever sees a batch may",
+        "plugin/access.py",
+        "if not scope.may_act(batch):",
+        "if False:",
+        ("tests/plugin/test_authorization.py",),
+    ),
+    Breakage(
+        "another site's page cannot cancel",
+        "where a call comes from is not looked at",
+        "plugin/access.py",
+        'if site not in (None, "same-origin", "none"):',
+        "if False:",
+        ("tests/plugin/test_authorization.py",),
+    ),
+    Breakage(
+        "no secret in the trigger's arguments",
+        "the key is one of them",
+        "triggers/openai_batches.py",
+        '                "conn_id": self.conn_id,\n                "batch_ids"',
+        '                "api_key": __import__("airflow.sdk").sdk.BaseHook.get_connection(self.conn_id).password,\n'
+        '                "conn_id": self.conn_id,\n                "batch_ids"',
+        ("tests/airflow/test_secrets.py",),
+    ),
+    # --- errors say what happened ------------------------------------------------------------------------------------
+    Breakage(
+        "bad input is refused before money is spent",
+        "a row without content is sent",
+        "jobs/requests.py",
+        '        if fault := body_fault(self._endpoint, stream=body.get("stream"), has_content=has_content):\n'
+        "            raise RowError(fault)\n",
+        "",
+        ("tests/jobs/test_requests.py",),
+    ),
+    Breakage(
+        "custom_ids are unique",
+        "repetitions far apart are not looked for",
+        "jobs/requests.py",
+        "        ids.check(index)\n",
+        "",
+        ("tests/jobs/test_unique_ids.py", "tests/jobs/test_requests.py"),
+    ),
+)
