@@ -12,7 +12,7 @@ from tests.distributed.chronicle import Chronicle
 from tests.distributed.cluster import Cluster
 from tests.distributed.evidence import Service
 from tests.distributed.network import Network
-from tests.distributed.workload import BY_DAG, RUNS
+from tests.distributed.workload import BY_DAG, IN_TASK, RUNS
 
 MOMENT_TIMEOUT_S = 150
 END_TIMEOUT_S = 420
@@ -64,7 +64,8 @@ class Story:
         name = self._until(lambda: self._cluster.worker_with(task["pid"]), "the worker of the first job")
         hands = self._running_on(name)
         event = self._chronicle.note(
-            f"kill -9 of Celery worker `{name}`", f"its job had bought 1 of 4 batches; it was running {hands} tasks"
+            f"kill -9 of Celery worker `{name}`",
+            f"its job had bought 1 of {IN_TASK.shards} batches; it was running {hands} tasks",
         )
         dead = self._cluster.kill(name)
         self._until(
@@ -74,13 +75,18 @@ class Story:
             ),
             "a second try of the first job",
         )
-        event.saw(f"{_processes(dead)} gone; a second try after {{s}}, which bought the 3 batches that were missing")
-        self._until(lambda: len(self._batches("first")) >= 4, "the first job's other batches")
+        event.saw(f"{_processes(dead)} gone; a second try after {{s}}")
+        self._until(lambda: len(self._batches("first")) >= IN_TASK.shards, "the first job's other batches")
+        event.seen += ", which bought the 3 batches that were missing"
 
     def kill_triggerer(self) -> None:
         """Kill the triggerer in which most tasks wait."""
-        self._until(lambda: len(list(filter(None, self._triggers().values()))) >= 2, "two triggers with a triggerer")
-        before = {task: triggerer for task, triggerer in self._triggers().items() if triggerer is not None}
+
+        def waiting_tasks() -> dict[tuple[str, str], int] | None:
+            found = {task: triggerer for task, triggerer in self._triggers().items() if triggerer is not None}
+            return found if len(found) >= 2 else None
+
+        before = self._until(waiting_tasks, "two tasks that wait in a triggerer")
         name, job = self._cluster.triggerer_with(Counter(before.values()))
         waiting = {task for task, triggerer in before.items() if triggerer == job}
         event = self._chronicle.note(
