@@ -36,7 +36,8 @@ class OpenAIBatchDownloadOperator(OpenAIBatchesOperator):
 
     Returns ``{"batch_id", "status", "output_path", "error_path", "request_counts", "usage"}``; a path is None where
     the batch has no such file, or an empty one. The files are written even if the task then fails because nothing
-    succeeded; a file with fewer lines than the batch counts is not, and leaves one from before as it was.
+    succeeded; one with fewer lines than the batch counts fails the task, leaves a whole one from before as it was,
+    and is kept as ``<batch_id>.output.incomplete.jsonl``: its rows are paid for.
 
     :param batch_id: the batch (templated)
     :param output_path: directory, local or any object storage (templated); files are
@@ -129,22 +130,30 @@ class OpenAIBatchDownloadOperator(OpenAIBatchesOperator):
         if not file_id:
             return None, 0
         lines = 0
+        name = ObjectStoragePath(str(self.output_path)) / f"{_file_name(batch.id)}.{kind}"
+        target, incomplete = (name.with_name(f"{name.name}{end}.jsonl") for end in ("", ".incomplete"))
 
         def check(content: Path) -> None:
             nonlocal lines
             lines = count_lines(content)
             in_both = (lines, other_lines) if kind == "output" else (other_lines, lines)
             if problem := check_counts(batch, *in_both):
-                raise DownloadIncompleteError(f"{problem} ({file_id})")
+                kept = ""
+                if lines:
+                    # The service may never have more, and deletes its own copy some day.
+                    incomplete.parent.mkdir(parents=True, exist_ok=True)
+                    incomplete.fs.put_file(str(content), incomplete.path)
+                    kept = f" What there is of it is in {incomplete}."
+                raise DownloadIncompleteError(f"{problem} ({file_id}){kept}")
             if not lines:
                 raise _EmptyFileError
 
-        target = ObjectStoragePath(str(self.output_path)) / f"{_file_name(batch.id)}.{kind}.jsonl"
         try:
             size = self.hook.download_file(file_id, target, check=check)
         except _EmptyFileError:
             self.log.info("File %s of batch %s is empty: nothing is written.", file_id, batch.id)
             return None, 0
+        incomplete.unlink(missing_ok=True)
         self.log.info("Wrote %s: %s lines, %s bytes.", target, f"{lines:,}", f"{size:,}")
         self._written.append(Written(str(target), lines))
         return str(target), lines

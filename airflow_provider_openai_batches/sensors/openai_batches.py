@@ -20,6 +20,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow_provider_openai_batches.api.errors import (
     BatchFailedError,
     NoRequestSucceededError,
+    NotFoundError,
     OpenAIBatchesError,
 )
 from airflow_provider_openai_batches.api.inputs import check_id
@@ -152,13 +153,16 @@ class OpenAIBatchSensor(BaseSensorOperator):
     def _look(self) -> Batch | None:
         """Return the batch, or None while it cannot be seen: the next look may succeed.
 
-        A wrong key or id fails the first look. One that was right before gets the same patience as in the triggerer.
+        A wrong key fails the first look. One that was right before gets the same patience as in the triggerer, and so
+        does a batch that is not found: reads may lag behind its create.
         """
         try:
             batch = self.hook.retrieve_batch(self.batch_id)
         except OpenAIBatchesError as error:
             outlasts = self._patience.outlasts(error, time.monotonic())
-            if not error.transient and not (self._was_seen and outlasts):
+            # Each look of `reschedule` is in a process of its own, which would never lose patience.
+            may_be_new = isinstance(error, NotFoundError) and not self.reschedule
+            if not error.transient and not ((self._was_seen or may_be_new) and outlasts):
                 raise
             self.log.warning("Could not look at batch %s, trying again: %s", self.batch_id, error)
             self.hook.close()  # The key may have been changed: the next look reads the connection again.

@@ -146,13 +146,27 @@ def test_output_that_is_not_whole_leaves_the_good_one_in_place(
     assert custom_ids(good) == {"row-0", "row-1", "row-2"}
 
 
-def test_output_that_is_not_whole_is_not_written(batch_id: str, emulator: Emulator, output_path: Any) -> None:
+def test_output_that_is_not_whole_is_kept_under_another_name(
+    batch_id: str, emulator: Emulator, output_path: Any
+) -> None:
+    emulator.advance(DONE_AFTER_S)
+    answered(emulator, emulator.batches()[0]["output_file_id"], '{"custom_id": "a"}\n')
+    with pytest.raises(DownloadIncompleteError, match=rf"is in \S+/{batch_id}.output.incomplete.jsonl"):
+        download(batch_id, output_path)
+    [kept] = ObjectStoragePath(str(output_path)).iterdir()
+    assert kept.name == f"{batch_id}.output.incomplete.jsonl"
+    assert custom_ids(str(kept)) == {"a"}
+
+
+def test_whole_output_takes_the_place_of_one_that_was_not(batch_id: str, emulator: Emulator, output_path: Any) -> None:
     emulator.advance(DONE_AFTER_S)
     answered(emulator, emulator.batches()[0]["output_file_id"], '{"custom_id": "a"}\n')
     with pytest.raises(DownloadIncompleteError):
         download(batch_id, output_path)
-    directory = ObjectStoragePath(str(output_path))
-    assert not directory.exists() or not list(directory.iterdir())
+    emulator.clear_faults()
+    good = download(batch_id, output_path)["output_path"]
+    assert [path.name for path in ObjectStoragePath(str(output_path)).iterdir()] == [f"{batch_id}.output.jsonl"]
+    assert custom_ids(good) == {"row-0", "row-1", "row-2"}
 
 
 def test_lost_error_line_is_noticed(batch_id: str, emulator: Emulator, tmp_path: Path) -> None:
@@ -164,7 +178,8 @@ def test_lost_error_line_is_noticed(batch_id: str, emulator: Emulator, tmp_path:
     answered(emulator, batch["error_file_id"], '{"custom_id": "row-1"}\n')
     with pytest.raises(DownloadIncompleteError, match="2 requests failed, but the error file has 1 lines"):
         download(batch_id, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [f"{batch_id}.output.jsonl"]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {f"{batch_id}.output.jsonl", f"{batch_id}.errors.incomplete.jsonl"}
 
 
 def test_errors_in_the_output_file_count(batch_id: str, emulator: Emulator, tmp_path: Path) -> None:

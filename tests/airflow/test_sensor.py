@@ -17,10 +17,12 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 
-from airflow_provider_openai_batches.api.errors import AuthenticationError, InvalidInputError
+from airflow_provider_openai_batches.api import retry
+from airflow_provider_openai_batches.api.errors import AuthenticationError, InvalidInputError, NotFoundError
 from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.hooks.openai_batches import OpenAIBatchesHook
 from airflow_provider_openai_batches.sensors.openai_batches import OpenAIBatchSensor
+from airflow_provider_openai_batches.testing import faults
 from tests.airflow.conftest import new_batch
 
 pytestmark = pytest.mark.usefixtures("connection", "openai_batches_clock", "no_pauses")
@@ -133,6 +135,19 @@ class TestPoke:
         with pytest.raises(AuthenticationError):
             sensor(batch_id).execute({})
 
+    def test_batch_that_cannot_be_seen_yet_is_waited_for(self, batch_id: str, emulator: Emulator) -> None:
+        emulator.advance(DONE_AFTER_S)
+        emulator.add_fault(faults.batch_not_found(times=2))
+        assert sensor(batch_id).execute({})["status"] == "completed"
+
+    def test_batch_that_is_not_there_fails_when_patience_is_over(
+        self, batch_id: str, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(retry, "UNKNOWN_BATCH_GRACE_S", 0.05)
+        emulator.add_fault(faults.batch_not_found(times=None))
+        with pytest.raises(NotFoundError):
+            sensor(batch_id).execute({})
+
     @pytest.mark.parametrize("refusal", [401, 403, 404])
     def test_refusal_during_the_wait_is_waited_out(self, batch_id: str, emulator: Emulator, refusal: int) -> None:
         waiting = sensor(batch_id)
@@ -169,6 +184,12 @@ class TestPoke:
         with pytest.raises(AirflowSensorTimeout):
             sensor(batch_id, timeout=0.05).execute({})
         assert emulator.count("POST", "/v1/batches/{batch_id}/cancel") == 0
+
+
+def test_reschedule_does_not_look_for_ever_for_a_batch_that_is_not_there(batch_id: str, emulator: Emulator) -> None:
+    emulator.add_fault(faults.batch_not_found(times=None))
+    with pytest.raises(NotFoundError):
+        sensor(batch_id, mode="reschedule").poke({})
 
 
 def test_reschedule_gives_the_worker_back(batch_id: str, emulator: Emulator) -> None:
@@ -210,6 +231,10 @@ class TestDeferral:
 
     def test_outage_at_the_first_look_defers(self, batch_id: str, emulator: Emulator) -> None:
         emulator.add_fault({"on": {"path": "/batches/*"}, "do": {"status": 503}, "times": None})
+        assert deferred(sensor(batch_id, deferrable=True)).trigger.batch_ids == [batch_id]
+
+    def test_batch_that_cannot_be_seen_yet_is_left_to_the_trigger(self, batch_id: str, emulator: Emulator) -> None:
+        emulator.add_fault(faults.batch_not_found(times=None))
         assert deferred(sensor(batch_id, deferrable=True)).trigger.batch_ids == [batch_id]
 
     def test_timeout_is_a_sensor_timeout(self, batch_id: str, run_trigger: Callable[..., list[Any]]) -> None:
