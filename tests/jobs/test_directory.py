@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import json
 import os
 import signal
 import socket
@@ -15,12 +17,16 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import pyarrow
 import pytest
 import requests
+from airflow.sdk import ObjectStoragePath
+from pyarrow import parquet
 
 from airflow_provider_openai_batches.jobs.directory import JobDirectory, open_directory
 from airflow_provider_openai_batches.jobs.engine import Waiting, advance
 from airflow_provider_openai_batches.jobs.ledger import LedgerError
+from airflow_provider_openai_batches.jobs.requests import RequestTemplate, read_requests
 from tests.jobs.doomed import processes
 from tests.jobs.world import World
 
@@ -102,6 +108,23 @@ def test_file_is_read_back_as_written_and_replaced_as_a_whole(directory: JobDire
     assert directory.read("_job/x.json") == b"short"
     assert directory.exists("_job/x.json")
     assert not directory.exists("_job/y.json")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content"),
+    [("jsonl", b'{"prompt":"a"}\n{"prompt":"b"}\n'), ("csv", b"prompt\na\nb\n"), ("parquet", None)],
+    ids=["jsonl", "csv", "parquet"],
+)
+def test_rows_are_read_from_there(location: Path | str, suffix: str, content: bytes | None) -> None:
+    path = ObjectStoragePath(f"{location}/rows.{suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if content is None:
+        table = io.BytesIO()
+        parquet.write_table(pyarrow.table({"prompt": ["a", "b"]}), table)
+        content = table.getvalue()
+    path.write_bytes(content)
+    rows = read_requests(str(path), RequestTemplate(model="m"))
+    assert [json.loads(row.line)["body"]["messages"][-1]["content"] for row in rows] == ["a", "b"]
 
 
 def test_change_by_another_worker_is_seen_at_once(directory: JobDirectory, location: Path | str) -> None:
