@@ -41,6 +41,10 @@ __all__ = [
 ]
 
 
+_CANCELLED_WITHIN_S = 3600.0
+"""OpenAI promises ten minutes. A batch that hangs there must not hold a task for ever."""
+
+
 class OpenAIBatchUploadOperator(OpenAIBatchesOperator):
     """Uploads a file of requests; returns the file id, also pushed as ``file_id``.
 
@@ -252,7 +256,8 @@ class OpenAIBatchCancelOperator(OpenAIBatchesOperator):
     """Cancels a batch; returns it as a dict. A batch that is over already is fine.
 
     :param batch_id: the batch (templated)
-    :param wait_for_cancellation: wait until it is over, up to ten minutes, so that its finished answers can be fetched
+    :param wait_for_cancellation: wait until it is over, so that its finished answers can be fetched; the service takes
+        up to ten minutes, and after an hour the task fails
     :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``
     :param poll_interval: seconds between looks
     :param conn_id: Airflow connection (templated)
@@ -285,10 +290,15 @@ class OpenAIBatchCancelOperator(OpenAIBatchesOperator):
         if self.wait_for_cancellation and not batch.is_terminal:
             if self.deferrable:
                 self.defer(
-                    trigger=_trigger(conn_id=self.conn_id, batch_ids=[batch.id], poll_interval=self.poll_interval),
+                    trigger=_trigger(
+                        conn_id=self.conn_id,
+                        batch_ids=[batch.id],
+                        poll_interval=self.poll_interval,
+                        deadline=time.time() + _CANCELLED_WITHIN_S,
+                    ),
                     method_name="execute_complete",
                 )
-            batch = self.hook.wait_for_batch(batch.id, poll_interval=self.poll_interval)
+            batch = self.hook.wait_for_batch(batch.id, poll_interval=self.poll_interval, timeout=_CANCELLED_WITHIN_S)
         return batch.to_dict()
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:

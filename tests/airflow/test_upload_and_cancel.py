@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath, TaskDeferred
 
-from airflow_provider_openai_batches.api.errors import InvalidInputError, NotFoundError, OpenAIBatchesError
+from airflow_provider_openai_batches.api.errors import (
+    InvalidInputError,
+    NotFoundError,
+    OpenAIBatchesError,
+    WaitTimeoutError,
+)
 from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.hooks.openai_batches import OpenAIBatchesHook
 from airflow_provider_openai_batches.operators.openai_batches import (
@@ -127,6 +132,29 @@ class TestCancel:
         emulator.advance(200)
         done = canceller(batch_id, wait_for_cancellation=True, deferrable=True).execute(attempts.next())
         assert done["status"] == "completed"
+
+    def test_batch_that_hangs_in_cancelling_does_not_hold_the_task(
+        self, emulator: Emulator, attempts: Attempts, clock: EmulatorTime
+    ) -> None:
+        batch_id = new_batch(emulator, {"outcome": "stuck", "status": "cancelling"})
+        emulator.advance(10)
+        with pytest.raises(WaitTimeoutError):
+            canceller(batch_id, wait_for_cancellation=True).execute(attempts.next())
+        assert clock.slept == pytest.approx(3600)
+
+    def test_deferred_wait_ends_after_an_hour(
+        self, emulator: Emulator, attempts: Attempts, clock: EmulatorTime, run_trigger: Callable[..., list[Any]]
+    ) -> None:
+        batch_id = new_batch(emulator, {"outcome": "stuck", "status": "cancelling"})
+        emulator.advance(10)
+        waiting = canceller(batch_id, wait_for_cancellation=True, deferrable=True, poll_interval=0.01)
+        with pytest.raises(TaskDeferred) as deferral:
+            waiting.execute(attempts.next())
+        assert deferral.value.trigger.deadline == pytest.approx(clock.time() + 3600)
+        deferral.value.trigger.deadline -= 3600
+        [event] = run_trigger(deferral.value.trigger)
+        with pytest.raises(OpenAIBatchesError, match="was cancelled, but not seen to end: The deadline passed"):
+            waiting.execute_complete(attempts.next(), event)
 
     def test_error_event_raises(self, batch_id: str) -> None:
         event = {"status": "error", "batches": {batch_id: None}, "message": "the key was revoked"}
