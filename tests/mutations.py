@@ -1,6 +1,6 @@
 """Do the tests bite? Breaks one mechanism at a time in a copy of the repository, and says which test notices it first.
 
-    python -m tests.mutations                   all of them; about five minutes on two idle cores
+    python -m tests.mutations                   all of them; some minutes
     python -m tests.mutations intent results    those whose names have one of these words in them
     python -m tests.mutations --write           all, and the table of docs/proof.md with what came of it
     python -m tests.mutations --list            their names
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -145,7 +146,8 @@ def main() -> int:
                 continue
             findings.append(finding)
             print(f"{breakage.name}: {finding.caught_by or NOT_CAUGHT} ({finding.seconds:.0f} s)", flush=True)
-    print("\n" + table(findings))
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"\n{table(findings)}\n{used.ru_utime + used.ru_stime:.0f} s of processor time")
     if given.write and not misfits and not given.words:
         page = ROOT / "docs" / "proof.md"
         page.write_text(TABLE.sub(lambda _: table(findings), page.read_text()))

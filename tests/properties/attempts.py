@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
+from functools import cache
 from typing import Any
 
 from airflow_provider_openai_batches.api.errors import OpenAIBatchesError
@@ -16,8 +19,28 @@ WAITING = "waiting"
 _LONGEST_STEP_S = 60
 
 
+_CHANGES = {"os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
+"""Events of Python's audit by which a file system is changed; besides them ``open`` for writing."""
+
+_here = threading.local()
+
+
 class CrashError(BaseException):
     """The end of a process, as no code of ours expects it."""
+
+
+@cache
+def _audited() -> None:
+    """Have Python tell of each change of a file, in time to prevent it. That cannot be undone, and costs little."""
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        attempt: Attempt | None = getattr(_here, "attempt", None)
+        if attempt is None:
+            return
+        if event in _CHANGES or (event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR)):
+            attempt._before_change()
+
+    sys.addaudithook(hook)
 
 
 class Attempt:
@@ -38,6 +61,8 @@ class Attempt:
         self.defect: BaseException | None = None
         """What no attempt may end with."""
         self._crashing = False
+        self._changes_left: int | None = None
+        _audited()
         self._turn, self._parked = threading.Semaphore(0), threading.Semaphore(0)
         threading.Thread(target=self._live, daemon=True).start()
 
@@ -53,8 +78,24 @@ class Attempt:
         self.step()
         assert self.at is None
 
+    def doom(self, changes: int) -> None:
+        """Let it die within one of its operations.
+
+        :param changes: of files, that it still carries out
+        """
+        self._changes_left = changes
+
+    def _before_change(self) -> None:
+        if self._changes_left is not None:
+            self._changes_left -= 1
+            self._crashing |= self._changes_left < 0
+        if self._crashing:
+            # Again and again: what is dead does not tidy up either.
+            raise CrashError
+
     def _live(self) -> None:
         self._turn.acquire()
+        _here.attempt = self
         try:
             if not self._crashing:
                 self._run()

@@ -37,6 +37,7 @@ DAY_S = 86_500
 _MOST_DAYS = 5
 _MOST_ROWS = 12
 _MOST_FAULTS = 8
+_PATIENT_ATTEMPTS = 4
 
 
 def _queue_full(limit: int) -> dict[str, Any]:
@@ -192,6 +193,12 @@ class JobLife(RuleBasedStateMachine):
     def crash(self, data: st.DataObject) -> None:
         data.draw(st.sampled_from(self.alive)).crash()
 
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data(), changes=st.integers(0, 20))
+    def crash_within(self, data: st.DataObject, changes: int) -> None:
+        """Let an attempt die in the middle of an operation, when it has changed some more files."""
+        data.draw(st.sampled_from(self.alive)).doom(changes)
+
     # --- the world around them ---------------------------------------------------------------------------------------
 
     @rule(seconds=st.sampled_from([1, 31, 80, 130, 200, 2_000]))
@@ -264,22 +271,26 @@ class JobLife(RuleBasedStateMachine):
         assert not list(self.folder.glob("job/_job/.drafts/*")), "left in the making"
 
     def _finish(self) -> None:
-        """Let the task go on until it is done: with retries, and a day's wait where nothing else helps."""
-        for _ in range(12):
-            name = self._name()
+        """Let the task go on until it is done. Where its retries do not help, somebody does what the error says."""
+        options: dict[str, Any] = {}
+        for number in range(12):
+            if number == _PATIENT_ATTEMPTS:
+                # Answers that are paid for and never named are not bought again without being told to.
+                self.tries += 1
+                options = {"replan": "always"}
             try:
-                outcome = self._run_to_the_end(name)
+                outcome = self._run_to_the_end(self._name(), **options)
             except OpenAIBatchesError:
                 continue
             if isinstance(outcome, Finished):
                 return
         raise AssertionError("the job does not come to an end")
 
-    def _run_to_the_end(self, name: str) -> Finished | Stopped:
-        resuming = False
+    def _run_to_the_end(self, name: str, **options: Any) -> Finished | Stopped:
+        options = {"watch": self._watch, "max_tries": self.tries} | options
         for turn in range(60):
             self.running = f"{name}-{turn}"
-            job = self.world.attempt(self.running, max_tries=self.tries, resuming=resuming, watch=self._watch)
+            job = self.world.attempt(self.running, **options)
             outcome = advance(job)
             if not isinstance(outcome, Waiting):
                 return outcome
@@ -287,7 +298,7 @@ class JobLife(RuleBasedStateMachine):
                 self.world.pass_time(DAY_S)  # There may be a batch that takes as long.
             else:
                 self.world.wait(outcome)
-            resuming = True
+            options["resuming"] = True
         raise AssertionError("an attempt does not come to an end")
 
     # --- how it is done ----------------------------------------------------------------------------------------------
