@@ -9,9 +9,12 @@
 #   make bench-import what importing the operators costs
 #   make bench-waiting what a thousand waiting tasks cost a triggerer
 #   make bench        what jobs cost, beside the rivals and a bare script; BENCH_ARGS=--full for a million rows
+#   make bench-faults every fault of the service against every operation, ours and the rivals'
+#   make soak         an hour of jobs with random faults: nothing grows; SOAK_ARGS="--minutes 5 --seed 1"
 #   make clean        remove everything these commands made
 #
-# Settings: PYTHON=/path/to/python3, AIRFLOW_PORT=..., EMULATOR_PORT=..., DEMO_MODEL=..., PYTEST_ARGS=..., BENCH_ARGS=...
+# Settings: PYTHON=/path/to/python3, AIRFLOW_PORT=..., EMULATOR_PORT=..., DEMO_MODEL=..., PYTEST_ARGS=..., BENCH_ARGS=...,
+#   SOAK_ARGS=...
 
 PY := .venv/bin/python
 # Another PYTHON is another installation, so the stamps carry its name. The demo needs far less than the tests.
@@ -20,7 +23,7 @@ DEMO_INSTALLED := .venv/.installed-demo$(subst /,-,$(PYTHON))
 DISTRIBUTED_INSTALLED := .venv/.installed-distributed$(subst /,-,$(PYTHON))
 RIVALS := .venv-rivals/.installed
 
-.PHONY: help demo airflow test test-distributed lint check build bench bench-import bench-waiting constraints install clean
+.PHONY: help demo airflow test test-distributed lint check build bench bench-import bench-waiting bench-faults soak constraints install clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -56,6 +59,12 @@ bench-waiting: $(INSTALLED)
 
 bench: $(INSTALLED) $(RIVALS)
 	$(PY) -m benchmarks $(BENCH_ARGS)
+
+bench-faults: $(INSTALLED) $(RIVALS)
+	$(PY) -m benchmarks.faults
+
+soak: $(INSTALLED)
+	$(PY) -m benchmarks.soak $(SOAK_ARGS)
 
 install: $(INSTALLED)
 

@@ -1,0 +1,1 @@
+"""What each operation makes of each fault of the service, ours and the rivals': ``python -m benchmarks.faults``."""
