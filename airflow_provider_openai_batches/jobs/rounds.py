@@ -10,6 +10,7 @@ from typing import Self, TypeAlias
 
 import msgspec
 
+from airflow_provider_openai_batches.api.models import one_line
 from airflow_provider_openai_batches.jobs.lines import ResultLine, parse_line
 
 _OUTPUT, _ERRORS = 0, 1
@@ -52,7 +53,7 @@ class Oddities(msgspec.Struct):
     def quote(self, what: str, path: Path, number: int, raw: bytes) -> None:
         """Keep a line for the report, unless there are enough."""
         if len(self.quotes) < _QUOTES:
-            shown = raw[:_QUOTED_BYTES].decode("utf-8", "replace").strip()
+            shown = one_line(raw[:_QUOTED_BYTES].decode("utf-8", "replace").strip())
             self.quotes.append(f"{path.name}, line {number}: {what}: {shown}")
 
 

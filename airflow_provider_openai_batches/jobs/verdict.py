@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError, OpenAIBatchesError
+from airflow_provider_openai_batches.api.models import one_line
 
 _CODES_SHOWN = 20
 
@@ -42,7 +43,7 @@ def raise_for_results(manifest: Mapping[str, Any], max_failed: float) -> None:
     if failed <= allowed and manifest["succeeded"]:
         return
     counts = sorted(manifest["by_error"].items(), key=lambda entry: -entry[1])
-    table = "".join(f"\n  {count:>9,}  {code}" for code, count in counts[:_CODES_SHOWN])
+    table = "".join(f"\n  {count:>9,}  {one_line(code)}" for code, count in counts[:_CODES_SHOWN])
     share = f"{max_failed:.2%}" if isinstance(max_failed, float) else f"{max_failed:,}"
     limit = f"max_failed allows {share}" if failed > allowed else "a job without one good row is never a success"
     raise RowsFailedError(

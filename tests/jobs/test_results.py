@@ -18,6 +18,7 @@ from airflow_provider_openai_batches.jobs.classify import RetryLimits
 from airflow_provider_openai_batches.jobs.results import Rules, ShardReview, check_counts, count_lines
 from airflow_provider_openai_batches.jobs.rounds import RoundFiles
 from airflow_provider_openai_batches.jobs.structured import Parsed
+from airflow_provider_openai_batches.jobs.verdict import RowsFailedError, raise_for_results
 from tests.jobs.result_files import (
     CHAT,
     EMBEDDINGS,
@@ -185,6 +186,21 @@ def test_no_more_than_a_few_strange_lines_are_quoted(tmp_path: Path) -> None:
     assert oddities.broken == 100
     assert len(oddities.quotes) == 5
     assert max(map(len, oddities.quotes)) < 300
+
+
+def test_a_quoted_line_forges_no_line_of_a_log(tmp_path: Path) -> None:
+    shard = Shard(tmp_path, ["a"])
+    shard.add_round([b"oops\x1b[2J\rERROR all is lost"])
+    [quote] = review(shard).report.oddities.quotes
+    assert quote.isprintable()
+    assert quote.endswith("ERROR all is lost")
+
+
+def test_an_error_code_forges_no_line_of_the_table_of_codes() -> None:
+    manifest = {"requests": 1, "failed": 1, "succeeded": 0, "by_error": {"x\n  9  fine\x1b": 1}, "output_path": "o"}
+    with pytest.raises(RowsFailedError) as raised:
+        raise_for_results(manifest, 0)
+    assert "        1  x   9  fine\N{REPLACEMENT CHARACTER}\n" in str(raised.value)
 
 
 def test_a_line_for_a_row_that_this_round_did_not_send_is_unknown(tmp_path: Path) -> None:
