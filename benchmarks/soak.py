@@ -177,6 +177,8 @@ def run_job(base_url: str, triggerer: Triggerer, number: int, seed: int, tally: 
                 conn_id="soak",
                 poll_interval=1,
                 max_requests_per_batch=chance.choice((10, 50)),
+                # One row can meet the faults of many jobs, each of which takes an attempt.
+                max_attempts=20,
                 delete_remote_files=True,
             )
 
@@ -225,8 +227,8 @@ def soak(base_url: str, minutes: float, seed: int) -> tuple[Tally, list[Sample],
     before = sample(None)
 
     with _client(base_url) as client:
-        line = {"custom_id": "row-0", "method": "POST", "url": ENDPOINT, "body": {"model": MODEL, "messages": []}}
-        line["body"]["messages"].append({"role": "user", "content": "wait"})
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "wait"}]}
+        line = {"custom_id": "row-0", "method": "POST", "url": ENDPOINT, "body": body}
         content = json.dumps(line).encode() + b"\n"
         file_id = client.upload_file(lambda: io.BytesIO(content), filename="waiting.jsonl").id
     stuck = faults.batch_stuck(hours=WAITS_FOR_HOURS, batch={"metadata": {"kind": "waiting"}}, times=None)
@@ -324,19 +326,20 @@ def judge(samples: list[Sample], before: Sample, after: Sample, tally: Tally) ->
     return table
 
 
-def page(seed: int, minutes: float, held: Table, came: dict[str, int], wrong: list[str]) -> str:
+def page(seed: int, minutes: float, load: float, held: Table, came: dict[str, int], wrong: list[str]) -> str:
     """Return docs/soak.md."""
     figures = Table("What came of it", ["", "count"])
     for what, count in came.items():
         figures.add(what, f"{count:,}")
     found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    machine = f"{os.cpu_count()} cores ({found[1] if found else platform.machine()}), {platform.system()}"
     hour = "" if minutes >= 60 else " The hour that `make soak` takes was not run for this page."
     verdict = "Nothing grew, leaked, got lost or was bought twice." if not wrong else "**Failed**: " + "; ".join(wrong)
     return f"""# Soak
 
 Written by `make soak` (`python -m benchmarks.soak --minutes {minutes:g} --seed {seed}`) on
-{datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}: {os.cpu_count()} cores ({found[1] if found else platform.machine()}),
-{platform.system()}, Python {platform.python_version()}. It ran for {minutes:g} minutes.{hour}
+{datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}: {machine}, Python {platform.python_version()};
+other work gave it a load of {load:.1f} at the start. It ran for {minutes:g} minutes.{hour}
 
 {verdict}
 
@@ -409,6 +412,7 @@ def main() -> int:
         serve()
         return 0
     print(f"seed {given.seed}", file=sys.stderr)
+    load = os.getloadavg()[0]
     # Airflow logs to standard output, which is for the table.
     tables = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -420,7 +424,7 @@ def main() -> int:
         requests.delete(base_url.removesuffix("/v1") + "/emulator/faults", timeout=60)
         came = settle(base_url, service, tally)
     held = judge(samples, before, after, tally)
-    text = page(given.seed, given.minutes, held, came, tally.wrong)
+    text = page(given.seed, given.minutes, load, held, came, tally.wrong)
     print(text, file=tables)
     DOCS.write_text(text, encoding="utf-8")
     return int(bool(tally.wrong))

@@ -29,7 +29,7 @@ CROWD = 120
 
 SUCCESS = "success"
 RETRIED = "success after a retry"
-CLEARED = "failed, success after a clear"
+CLEARED = "success after a clear"
 FAILED = "failed"
 ENDLESS = "does not end"
 

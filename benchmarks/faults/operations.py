@@ -111,7 +111,7 @@ def common_ai(order: dict[str, Any]) -> Any:
     from airflow.providers.common.ai.operators import llm_batch
 
     # It writes down when it submitted, and waits until a day later.
-    llm_batch.datetime = _EmulatorDatetime  # type: ignore[misc]
+    llm_batch.datetime = _EmulatorDatetime
     return llm_batch.LLMBatchOperator(
         task_id="label", requests=list(PROMPTS), result_path=f"file://{order['place']}", llm_conn_id="common_ai",
         model_id=f"openai:{MODEL}", fail_on_partial_error=True, deferrable=True,
