@@ -340,6 +340,7 @@ class TestConnection:
             ({"password": "sk two words"}, "password: the API key has characters that no key has"),
             ({"host": "api.openai.com"}, "host: expected a base URL like 'https://api.openai.com/v1'"),
             ({"host": "https://h/v1?api-version=1"}, "host: the base URL may hold neither query"),
+            ({"extra": '{"project": "p'}, "its extra has to be a JSON object"),
             ({"extra": {"timeout": "soon"}}, "timeout: expected seconds, more than 0 and at most 86,400, got 'soon'"),
             ({"extra": {"timeout": 1e20}}, "timeout: expected seconds, more than 0 and at most 86,400, got 1e+20"),
             ({"extra": {"timeout": 86_401}}, "timeout: expected seconds, more than 0 and at most 86,400, got 86401"),
