@@ -55,7 +55,7 @@ bench-import: $(DEMO_INSTALLED)
 	$(PY) benchmarks/import_time.py
 
 bench-waiting: $(INSTALLED)
-	$(PY) -m benchmarks.waiting
+	$(PY) -m benchmarks.waiting $(BENCH_ARGS)
 
 bench: $(INSTALLED) $(RIVALS)
 	$(PY) -m benchmarks $(BENCH_ARGS)
