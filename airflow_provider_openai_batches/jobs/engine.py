@@ -261,10 +261,11 @@ def _refused(job: Job, manifest: dict[str, Any]) -> ShardRefusedError:
     )
     more = f"\n... and {len(refused) - _REFUSALS_SHOWN:,} more" if len(refused) > _REFUSALS_SHOWN else ""
     return ShardRefusedError(
-        f"{len(refused):,} of {len(job.ledger.shards):,} shards cannot go on; nothing else is left to do. "
+        f"{len(refused):,} of {len(job.ledger.shards):,} shards cannot go on, and nothing else is left to do. "
+        f"{reasons}{more}\n"
         f"{manifest['succeeded']:,} of {manifest['requests']:,} rows are answered, in {job.directory.path('results')}. "
-        "The next attempt of the task tries these shards again; if their rows have to change, clear the task with "
-        f"replan='always', which keeps every answer.\n{reasons}{more}"
+        "A retry tries the shards again as they are. If model or rows have to change, correct the DAG and clear the "
+        "task: rows whose request is the same keep their answers."
     )
 
 

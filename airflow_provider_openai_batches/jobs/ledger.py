@@ -194,6 +194,12 @@ class Ledger(msgspec.Struct):
         """Shards whose batches are going on, and can be followed."""
         return [shard for shard in self.shards if shard.round.is_active and shard.refusal is None]
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the service has refused all that is left, and nothing was bought for it."""
+        left = [shard for shard in self.shards if not shard.finished]
+        return bool(left) and all(shard.refusal is not None and shard.round.intent_at is None for shard in left)
+
     def token(self, shard: Shard, number: int, create: int) -> str:
         """Name one create. Whoever takes it up again after a crash derives the same."""
         return f"{self.job_id}-{shard.index}-{number}-{create}"

@@ -105,11 +105,13 @@ def _begin_attempt(ledger: Ledger, max_tries: int, replan: Replan) -> None:
     if ledger.stopping and not ledger.replanning:
         log.info("The attempt before ran out of time: buying the rest of its rows.")
     ledger.stopping, ledger.deadline = ledger.replanning, None
+    # A user who clears it has changed what was refused: a model's name, say.
+    replans = replan is Replan.ALWAYS or (replan is Replan.WHEN_FINISHED and ledger.is_stuck)
     for shard in ledger.shards:
         shard.round.troubles = shard.idle_rounds = 0
         shard.refusal = None
     if cleared:
         ledger.max_tries = max_tries
-        if replan is Replan.ALWAYS and ledger.planned:
+        if replans and ledger.planned:
             log.info("The task was cleared: keeping what its batches have finished, and planning anew.")
             ledger.stopping = ledger.replanning = True

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError
-from airflow_provider_openai_batches.jobs.engine import Stopped, Waiting, advance
+from airflow_provider_openai_batches.jobs.engine import ShardRefusedError, Stopped, Waiting, advance
 from airflow_provider_openai_batches.jobs.ledger import LEDGER, LedgerError, Owner
 from airflow_provider_openai_batches.jobs.parts import read_results
 from tests.jobs.world import World
@@ -107,6 +107,38 @@ def test_clear_of_an_unfinished_job_goes_on_with_its_plan(world: World) -> None:
     assert manifest["requests"] == 25
     assert world.plans == 1
     assert set(world.bought().values()) == {1}
+
+
+NO_MODEL = {"outcome": "failed", "errors": [{"code": "model_not_found", "message": "No such model."}]}
+
+
+def test_clear_of_a_job_that_the_service_refused_takes_the_corrected_rows(world: World) -> None:
+    world.add_faults({"on": {"batch": {"metadata": {"airflow_shard": "0"}}}, "do": NO_MODEL})
+    with pytest.raises(ShardRefusedError, match=r"correct the DAG and clear the task"):
+        world.run()
+    rows = [f"say it better {n}" if n < 10 else f"say {n}" for n in range(25)]
+    manifest = cleared(world, rows)
+    assert (manifest["succeeded"], manifest["kept"], world.plans) == (25, 15, 2)
+    assert set(world.sent().values()) == {1}
+
+
+def test_retry_of_a_job_that_the_service_refused_sends_the_same(world: World) -> None:
+    world.add_faults({"on": {"batch": {"metadata": {"airflow_shard": "0"}}}, "do": NO_MODEL, "times": 1})
+    with pytest.raises(ShardRefusedError):
+        world.run()
+    world.rows = ["other"] * 3
+    assert world.run().manifest["succeeded"] == 25
+    assert world.plans == 1
+
+
+def test_clear_while_other_shards_of_a_refused_job_go_on_keeps_to_the_plan(world: World) -> None:
+    world.add_faults({"on": {"batch": {"metadata": {"airflow_shard": "0"}}}, "do": NO_MODEL, "times": 1})
+    advance(world.attempt())
+    world.pass_time(30)
+    advance(world.attempt())
+    assert [shard.refusal is not None for shard in world.ledger.shards] == [True, False, False]
+    assert cleared(world, ["other"] * 3)["requests"] == 25
+    assert world.plans == 1
 
 
 def test_replan_always_keeps_what_an_unfinished_job_has_bought(world: World) -> None:
