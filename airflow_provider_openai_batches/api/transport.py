@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
 import io
 import math
@@ -17,8 +18,8 @@ from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
-from urllib3 import HTTPResponse, HTTPSConnectionPool
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3 import HTTPResponse
+from urllib3.connection import HTTPConnection
 
 
 class ServiceAuth(requests.auth.AuthBase):
@@ -70,7 +71,7 @@ class _Adapter(HTTPAdapter):
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
         pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
-        pool.ConnectionCls = _SecureConnection if isinstance(pool, HTTPSConnectionPool) else _Connection
+        pool.ConnectionCls = _prompt(pool.ConnectionCls)
         return pool
 
 
@@ -83,18 +84,18 @@ class _PromptResponse(http.client.HTTPResponse):
         self._paced = _Paced(self.fp.detach(), math.inf if timeout is None else time.monotonic() + timeout)
         self.fp = io.BufferedReader(self._paced)
 
-    def begin(self) -> None:
-        super().begin()
+    def begin(self, *args: Any, **kwargs: Any) -> None:
+        super().begin(*args, **kwargs)  # Newer versions of Python pass limits.
         # A body may take as long as it likes, as far as this is concerned.
         self._paced.until = math.inf
 
 
-class _Connection(HTTPConnection):
-    response_class = _PromptResponse
-
-
-class _SecureConnection(HTTPSConnection):
-    response_class = _PromptResponse
+@functools.cache
+def _prompt(connection: type[HTTPConnection]) -> type[HTTPConnection]:
+    """Return a pool's class of connections with prompt answers. A SOCKS proxy's pool has a class of its own."""
+    if issubclass(connection.response_class, _PromptResponse):  # The pool was here before.
+        return connection
+    return type(connection.__name__, (connection,), {"response_class": _PromptResponse})
 
 
 class _Paced(io.RawIOBase):
