@@ -33,7 +33,8 @@ find_python() {
     fail "no Python 3.11 or newer on PATH: install one, or name it with make PYTHON=/path/to/python3 ..."
 }
 
-if [ -n "${PYTHON:-}" ] || ! new_enough .venv/bin/python || ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+# The groups come one after the other, demo first: only that one begins afresh.
+if { [ "$group" = demo ] && [ -n "${PYTHON:-}" ]; } || ! new_enough .venv/bin/python || ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     python=$(find_python)
     "$python" -c 'import ensurepip, venv' 2>/dev/null ||
         fail "$("$python" --version) cannot make virtual environments: install its venv package" \

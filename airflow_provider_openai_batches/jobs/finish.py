@@ -17,7 +17,7 @@ from airflow_provider_openai_batches.jobs.classify import Retry, RowFailure, Row
 from airflow_provider_openai_batches.jobs.kept import kept_file, kept_rows
 from airflow_provider_openai_batches.jobs.ledger import Shard, check_owns
 from airflow_provider_openai_batches.jobs.parts import output_column, write_parts
-from airflow_provider_openai_batches.jobs.pricing import cost
+from airflow_provider_openai_batches.jobs.pricing import cost, usd_text
 from airflow_provider_openai_batches.jobs.results import ResultRow, ShardReport, ShardReview
 from airflow_provider_openai_batches.jobs.rounds import RoundFiles
 
@@ -110,7 +110,11 @@ def estimate(job: Job) -> dict[str, Any]:
     totals = _Totals(job.ledger.kept_rows)
     if left := job.ledger.rows - job.ledger.kept_rows:
         totals.by_status[RowStatus.MISSING.value] = totals.by_error["not_submitted"] = left
-    return _manifest(job, totals, [])
+    manifest = _manifest(job, totals, [])
+    usd = manifest["estimated_cost"]
+    price = "at a cost that is not known without prices" if usd is None else f"for about {usd_text(usd)} USD"
+    log.info(f"A dry run: nothing was sent. {left:,} of {job.ledger.rows:,} rows would be bought {price}.")
+    return manifest
 
 
 def _model_rows(job: Job, shards: list[Shard], totals: _Totals) -> Iterator[ResultRow]:

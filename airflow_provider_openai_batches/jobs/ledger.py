@@ -329,8 +329,8 @@ class _Head(msgspec.Struct, omit_defaults=True):
 
 
 _ONE_JOB = (
-    "One output_path holds one job: put {{ run_id }} into it, and {{ ti.map_index }} for a mapped task. ({{ ds }} is "
-    "the same for two runs of one day.)"
+    "One output_path holds one job: put {{ run_id }} into it, the task's name if a run has several, and "
+    "{{ ti.map_index }} for a mapped task. ({{ ds }} is the same for two runs of one day.)"
 )
 
 

@@ -12,6 +12,7 @@ import heapq
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
+from importlib.util import find_spec
 from itertools import accumulate, chain, islice
 from operator import attrgetter
 from pathlib import Path
@@ -108,8 +109,14 @@ def read_results_frame(
     """Read a job's result rows as one table in memory.
 
     :param manifest: what the job's task returned
-    :param library: whose table; it has to be installed
+    :param library: whose table
+    :raises ModuleNotFoundError: it is not installed; names the extra
     """
+    if library in ("pandas", "polars", "pyarrow") and find_spec(library) is None:
+        extra = {"pyarrow": "parquet"}.get(library, library)
+        raise ModuleNotFoundError(
+            f"{library} is not installed. The extra of this package that brings it is [{extra}].", name=library
+        )
     if library == "pandas":
         import pandas as pd
 

@@ -17,7 +17,7 @@ from airflow_provider_openai_batches.api.errors import InvalidInputError
 from airflow_provider_openai_batches.api.models import Usage
 from airflow_provider_openai_batches.jobs.kept import EarlierAnswers, earlier_answers, kept_file, keys_file, row_key
 from airflow_provider_openai_batches.jobs.ledger import LedgerError, Round, Shard
-from airflow_provider_openai_batches.jobs.pricing import Price, cost, most_output_tokens
+from airflow_provider_openai_batches.jobs.pricing import Price, cost, most_output_tokens, usd_text
 from airflow_provider_openai_batches.jobs.requests import Request, RequestTemplate
 from airflow_provider_openai_batches.jobs.results import Rules
 from airflow_provider_openai_batches.jobs.shards import ShardFiles, ShardLimits, write_shards
@@ -235,6 +235,6 @@ def _check_cost(estimated: float | None, settings: JobSettings) -> None:
     if estimated > settings.max_cost:
         raise InvalidInputError(
             "max_cost",
-            f"the job is estimated at {estimated:,.2f} USD, more than {settings.max_cost:,.2f}. Nothing was sent. Send "
-            "fewer rows, lower their token caps, or raise max_cost; dry_run shows the estimate.",
+            f"the job is estimated at {usd_text(estimated)} USD, more than {usd_text(settings.max_cost)}. Nothing was "
+            "sent. Send fewer rows, lower their token caps, or raise max_cost; dry_run shows the estimate.",
         )

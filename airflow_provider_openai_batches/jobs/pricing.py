@@ -138,3 +138,9 @@ def _usd(value: object, where: str) -> float:
 def _shown(value: object) -> str:
     shown = repr(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def usd_text(amount: float) -> str:
+    """Return an amount of money with its cents, and with smaller parts down to a millionth where it has them."""
+    whole, _, parts = f"{amount:,.6f}".partition(".")
+    return f"{whole}.{parts.rstrip('0').ljust(2, '0')}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 import threading
 import time
 from collections import Counter
@@ -738,10 +739,12 @@ PRICES = {"m": {"input": 1.0, "output": 2.0}}
 
 
 def test_dry_run_plans_estimates_and_sends_nothing(
-    new_task: Callable[..., Task], emulator: Emulator, tmp_path: Path
+    new_task: Callable[..., Task], emulator: Emulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = new_task(dry_run=True, prices=PRICES)
-    manifest = job.run()
+    with caplog.at_level(logging.INFO):
+        manifest = job.run()
+    assert "nothing was sent. 3 of 3 rows would be bought for about " in caplog.text
     assert (manifest["requests"], manifest["results"], manifest["batch_ids"]) == (3, [], [])
     assert manifest["estimated_cost"] > 0
     assert emulator.calls == []

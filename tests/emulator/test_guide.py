@@ -21,7 +21,7 @@ from airflow_provider_openai_batches.emulator.__main__ import _parser
 from .process import emulator_process
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "emulator.md").read_text()
-ADDRESS = "http://127.0.0.1:8080"
+ADDRESS = "http://127.0.0.1:8082"
 
 
 def blocks(language: str, heading: str = "") -> list[str]:

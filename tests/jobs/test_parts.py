@@ -17,6 +17,7 @@ from msgspec import structs
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError
 from airflow_provider_openai_batches.api.models import Usage
+from airflow_provider_openai_batches.jobs import parts
 from airflow_provider_openai_batches.jobs.classify import RowFailure, RowStatus
 from airflow_provider_openai_batches.jobs.parts import (
     OutputColumn,
@@ -251,6 +252,12 @@ def test_numbers_that_a_table_has_no_type_for_are_text_in_it(tmp_path: Path) -> 
 def test_an_unknown_library_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="expected 'pandas', 'polars' or 'pyarrow', got 'numpy'"):
         read_results_frame({"results": []}, "numpy")  # type: ignore[arg-type]
+
+
+def test_a_library_that_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"^pyarrow is not installed\..*is \[parquet\]\.$"):
+        read_results_frame({"results": []}, "pyarrow")
 
 
 def test_importing_loads_nothing_heavy() -> None:

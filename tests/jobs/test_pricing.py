@@ -7,7 +7,14 @@ import pytest
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError
 from airflow_provider_openai_batches.api.models import Usage
-from airflow_provider_openai_batches.jobs.pricing import Price, cost, most_output_tokens, parse_prices, price_of
+from airflow_provider_openai_batches.jobs.pricing import (
+    Price,
+    cost,
+    most_output_tokens,
+    parse_prices,
+    price_of,
+    usd_text,
+)
 
 MINI = {"input": 0.075, "cached_input": 0.0375, "output": 0.3}
 
@@ -115,3 +122,11 @@ def test_prices_typed_into_a_form_are_numbers() -> None:
 def test_an_answer_has_at_most_the_tokens_of_its_cap_for_each_choice(body: dict[str, Any], tokens: int) -> None:
     line = {"custom_id": "r", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", **body}}
     assert most_output_tokens(json.dumps(line).encode()) == tokens
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [(0, "0.00"), (1_234.5, "1,234.50"), (0.3, "0.30"), (0.0123, "0.0123"), (0.000_004, "0.000004")],
+)
+def test_an_amount_is_told_from_a_limit_just_below_it(amount: float, text: str) -> None:
+    assert usd_text(amount) == text
