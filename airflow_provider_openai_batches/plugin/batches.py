@@ -211,7 +211,12 @@ class _Filters:
 
 def _seen(scope: Scope, home: Account, batch_id: str) -> Batch:
     """Return a batch that the caller may see. One that they may not is not there, like one that is not."""
-    batch = home.batch(batch_id)
+    try:
+        batch = home.batch(batch_id)
+    except WrongPathError:
+        raise
+    except NotFoundError:
+        raise _unseen(batch_id) from None
     if not scope.admit([batch]):
         raise _unseen(batch_id)
     return batch

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
-from airflow.providers.common.compat.sdk import AirflowNotFoundException
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, ObjectStoragePath
 from fastapi import APIRouter
 
 from airflow_provider_openai_batches.api.errors import OpenAIBatchesError
@@ -18,7 +18,7 @@ from airflow_provider_openai_batches.jobs.ledger import Ledger, LedgerError, Own
 from airflow_provider_openai_batches.jobs.pricing import Price
 from airflow_provider_openai_batches.operators.job import STORE_KEY
 from airflow_provider_openai_batches.plugin import database
-from airflow_provider_openai_batches.plugin.access import Caller, CallerDep, PlaceDep, is_conn_id
+from airflow_provider_openai_batches.plugin.access import Caller, CallerDep, PlaceDep, Scope, is_conn_id
 from airflow_provider_openai_batches.plugin.account import account
 from airflow_provider_openai_batches.plugin.database import TaskPlace
 from airflow_provider_openai_batches.plugin.errors import PageError
@@ -31,6 +31,7 @@ router = APIRouter()
 
 _PAGES = 3
 _SHARDS_SHOWN = 500
+_NOT_YOURS = "The job's ledger is behind a connection that you may not read. Airflow's own records are shown."
 
 
 @router.get("/api/job")
@@ -58,7 +59,8 @@ def show_job(place: PlaceDep, caller: CallerDep) -> Json:
         return Json({**view, **_from_manifest(manifest)})
     live = _Live()
     if traces.conn_id is not None and caller.may_read_connection(traces.conn_id):
-        live.look(traces.conn_id, [each.batch_id for each in _rounds(shards) if each.batch_id])
+        scope = Scope(caller, traces.conn_id)
+        live.look(scope, [each.batch_id for each in _rounds(shards) if each.batch_id])
     return Json({**view, "shards": _shown(shards, live), **_so_far(ledger, shards, live)})
 
 
@@ -106,30 +108,34 @@ def _manifest(value: object) -> _Manifest | None:
 
 def _ledger(traces: _Traces, caller: Caller) -> tuple[Ledger | None, str | None]:
     """Return the job's ledger, or why there is none to be seen."""
-    path = traces.output_path
-    if path is None:
+    location = traces.output_path
+    if location is None:
         return None, None
-    # A path such as s3://team@bucket/key is read with that connection's credentials.
-    conn_id = path.partition("://")[2].partition("/")[0].rpartition("@")[0]
-    if conn_id and not caller.may_read_connection(conn_id):
-        return None, "The job's ledger is behind a connection that you may not read. Airflow's own records are shown."
     try:
+        # Airflow says whose credentials it reads with. To make the path may take a while: it opens the connection.
+        path = read_in_time(("path", location), lambda: ObjectStoragePath(location))
+        if path.conn_id is not None and not _may_read_through(caller, path.conn_id):
+            return None, _NOT_YOURS
         # The key has the task, too: what one task may read of a path, another may not.
         ledger = read_in_time(
-            (path, traces.place), lambda: load_ledger(open_directory(path), Owner(*_owner(traces.place)))
+            (location, traces.place), lambda: load_ledger(open_directory(path), Owner(*_owner(traces.place)))
         )
     except LedgerError as error:
         # Not its text: it may name a task of a DAG that the user may not see.
         log.warning("A job's tab does without its ledger: %s", error)
         reason = "it is damaged, of a newer version, or another task's; the API server's log says which"
     except Exception as error:  # noqa: BLE001 - each kind of storage has errors of its own
-        log.info("The ledger in %s cannot be read: %s", path, type(error).__name__)
+        log.info("The ledger in %s cannot be read: %s", location, type(error).__name__)
         reason = f"it cannot be read from the API server ({type(error).__name__})"
     else:
         if ledger is not None:
             return ledger, None
         reason = "it is not there, or the API server does not see the path"
-    return None, f"The job's ledger in {path}: {reason}. What is shown is what the task left in Airflow."
+    return None, f"The job's ledger in {location}: {reason}. What is shown is what the task left in Airflow."
+
+
+def _may_read_through(caller: Caller, conn_id: str) -> bool:
+    return is_conn_id(conn_id) and caller.may_read_connection(conn_id)
 
 
 def _owner(place: TaskPlace) -> tuple[str, str, str, int]:
@@ -143,15 +149,18 @@ class _Live:
         self.batches: dict[str, Batch] = {}
         self.prices: Mapping[str, Price] = {}
 
-    def look(self, conn_id: str, batch_ids: Iterable[str]) -> None:
-        """Look for batches among the newest ones. While the service is down, the ledger has to do."""
+    def look(self, scope: Scope, batch_ids: Iterable[str]) -> None:
+        """Look for batches among the newest ones. While the service is down, the ledger has to do.
+
+        :param scope: what the caller sees: whoever may write an XCom can put the id of any batch there
+        """
         wanted = set(batch_ids)
         try:
-            home, after = account(conn_id), None
+            home, after = account(scope.conn_id), None
             self.prices = home.prices
             for _ in range(_PAGES):
                 page = home.page(after)
-                self.batches |= {batch.id: batch for batch in page if batch.id in wanted}
+                self.batches |= {batch.id: batch for batch in scope.admit(each for each in page if each.id in wanted)}
                 if not page or len(self.batches) == len(wanted):
                     break
                 after = page[-1].id

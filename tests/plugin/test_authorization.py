@@ -201,9 +201,13 @@ class TestVisibility:
 
     def test_what_is_not_seen_is_not_told_from_what_is_not_there(self, browse: Browse, buy: Buy) -> None:
         hidden = buy(OTHER_DAG).id
-        answers = [browse("reader").get(f"/api/batches/{each}", **CONN) for each in (hidden, hidden[:-4] + "0000")]
-        assert [each.status_code for each in answers] == [404, 404]
-        assert len({each.json()["detail"]["code"] for each in answers}) == 1
+        nobodys = hidden[:-4] + "0000"
+        reader = browse("reader")
+        calls = [(reader.get, ""), (reader.get, "/preview"), (reader.post, "/cancel"), (reader.post, "/delete-files")]
+        for call, path in calls:
+            answers = [(each, call(f"/api/batches/{each}{path}", **CONN)) for each in (hidden, nobodys)]
+            assert [answer.status_code for _, answer in answers] == [404, 404]
+            assert len({answer.text.replace(batch_id, "ID") for batch_id, answer in answers}) == 1, path
 
     def test_of_a_dag_whose_name_is_hostile(self, browse: Browse, buy: Buy) -> None:
         hostile = "made_by_us' OR 1=1 --<script>\x00/../../%2e"

@@ -20,6 +20,7 @@ from airflow_provider_openai_batches.operators.job import OpenAIBatchOperator
 from airflow_provider_openai_batches.operators.openai_batches import OpenAIBatchSubmitOperator
 from tests.airflow.conftest import request_lines
 from tests.conftest import API_KEY
+from tests.plugin.auth import GRANTS, OTHER_DAG
 from tests.plugin.conftest import CONN_ID, Browser, until
 
 pytestmark = [pytest.mark.airflow, pytest.mark.usefixtures("connection", "no_pauses")]
@@ -255,10 +256,20 @@ class TestWhatIsRead:
         assert [each["batch_id"] for shard in job["shards"] for each in shard["rounds"]] == ["batch_x"]
         assert job["shards"][0]["rounds"][0]["landed"] is False
 
+    @pytest.mark.parametrize("form", ["memory://{}@bucket/out", "memory:/\t/{}@bucket/out", "memory:/\n/{}@bucket/out"])
     def test_the_connection_in_a_path_needs_its_own_permission(
-        self, browse: Browse, run_job: Callable[..., Any], bucket: None
+        self,
+        browse: Browse,
+        run_job: Callable[..., Any],
+        bucket: None,
+        monkeypatch: pytest.MonkeyPatch,
+        form: str,
     ) -> None:
-        task = run_job(output_path="memory://keepers_own@bucket/out")
+        from airflow_provider_openai_batches.plugin import database
+
+        # Without what the operator itself has noted, the path is as somebody wrote it.
+        monkeypatch.setattr(database, "stored_state", lambda place, key: None)
+        task = run_job(output_path=form.format("keepers_own"))
         landed = [
             show(browse, task, user)["shards"][0]["rounds"][0]["landed"] for user in ("admin", "narrow", "viewer")
         ]
@@ -267,6 +278,36 @@ class TestWhatIsRead:
         assert (job["found"], job["requests"]) == (True, 3)
         assert "may not read" in job["note"]
         assert "keepers_own" not in job["note"]
+
+    @pytest.mark.parametrize("path", ["memory://[/out", "memory://a\x00b@bucket/out"])
+    def test_a_path_that_cannot_be_taken_apart_is_not_read(
+        self, browse: Browse, run_job: Callable[..., Any], path: str
+    ) -> None:
+        job = show(browse, run_job(Elsewhere, output_path=path, batch_id="batch_x"))
+        assert (job["found"], job["shards"][0]["rounds"][0]["landed"]) == (True, False)
+        assert "cannot be read" in job["note"] or "may not read" in job["note"]
+
+    def test_a_batch_of_a_dag_that_one_may_not_see_is_not_looked_at(
+        self,
+        browse: Browse,
+        run_job: Callable[..., Any],
+        buy: Callable[..., Any],
+        emulator: Emulator,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        hidden = buy(OTHER_DAG)
+        until(lambda: emulator.batches()[0]["status"] == "completed")
+        task = run_job(Pushing, pushed=[hidden.id])
+        monkeypatch.setitem(GRANTS, "reader", {("GET", "connection", None), ("GET", "dag", task["dag_id"])})
+        jobs = {user: show(browse, task, user) for user in ("admin", "reader")}
+        rounds = {user: job["shards"][0]["rounds"][0] for user, job in jobs.items()}
+        assert (rounds["admin"]["status"], rounds["admin"]["requests"]) == ("completed", 3), "or the test shows nothing"
+        assert rounds["reader"] == {
+            "number": 1, "batch_id": hidden.id, "status": None, "requests": 0, "landed": False
+        }  # fmt: skip
+        told = ("requests", "by_status", "cost", "usage", "note")
+        nobodys = show(browse, run_job(Pushing, name="nobodys", pushed=["batch_nobody"]))
+        assert {key: jobs["reader"][key] for key in told} == {key: nobodys[key] for key in told}
 
     @pytest.mark.parametrize("form", ["http://{}/out", "http:/{}/out", "simplecache::http://{}/out"])
     def test_a_path_that_is_no_store_of_airflows_is_not_called(
@@ -297,6 +338,19 @@ class Elsewhere(BaseOperator):
 
     def execute(self, context: Any) -> None:
         context["ti"].xcom_push(key="batch_ids", value=[self.batch_id])
+
+
+class Pushing(BaseOperator):
+    """Says of any batches that they are its own."""
+
+    template_fields = ("conn_id",)
+
+    def __init__(self, *, pushed: list[str], poll_interval: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.pushed, self.conn_id = pushed, CONN_ID
+
+    def execute(self, context: Any) -> None:
+        context["ti"].xcom_push(key="batch_ids", value=self.pushed)
 
 
 class Returning(BaseOperator):
