@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Generic, TypeVar
+from weakref import WeakValueDictionary
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.secrets.environment_variables import CONN_ENV_PREFIX, EnvironmentVariablesBackend
@@ -107,7 +108,7 @@ class Account:
         self._pages: Shared[list[Batch]] = Shared(_ANSWERS_FRESH_S)
         self._batches: Shared[Batch] = Shared(_ANSWERS_FRESH_S)
         self._files: Shared[Sequence[File | OpenAIBatchesError]] = Shared(_ANSWERS_FRESH_S)
-        self._callers = threading.BoundedSemaphore(_CALLERS_AT_ONCE)
+        self._callers = _callers_of(conn_id)
 
     def page(self, after: str | None) -> list[Batch]:
         """Return up to 100 batches, newest first.
@@ -179,6 +180,19 @@ class Account:
             yield
         finally:
             self._callers.release()
+
+
+_callers: WeakValueDictionary[str, threading.BoundedSemaphore] = WeakValueDictionary()
+_callers_lock = threading.Lock()
+
+
+def _callers_of(conn_id: str) -> threading.BoundedSemaphore:
+    """Return what bounds a connection's callers. It outlives an account that is replaced while some still wait in it.
+
+    Kept as long as an account holds it, and so no more of them than accounts that are kept or in use.
+    """
+    with _callers_lock:
+        return _callers.setdefault(conn_id, threading.BoundedSemaphore(_CALLERS_AT_ONCE))
 
 
 _accounts: Shared[Account] = Shared(_SETTINGS_FRESH_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import sys
 import time
@@ -18,7 +19,7 @@ from airflow_provider_openai_batches.emulator import Emulator
 from tests.airflow.conftest import connection_json
 from tests.conftest import API_KEY
 from tests.plugin.auth import DAG, OTHER_DAG
-from tests.plugin.conftest import CONN_ID, Browser
+from tests.plugin.conftest import CONN_ID, Browser, until
 
 Browse = Callable[[str | None], Browser]
 Buy = Callable[..., Batch]
@@ -396,6 +397,32 @@ class TestSharing:
                 home._callers.release()
         assert (answer.status_code, answer.json()["detail"]["code"]) == (503, "busy")
         assert page.get("/api/batches", **CONN).status_code == 200
+
+    def test_nor_more_when_its_connection_is_read_anew(
+        self, page: Browser, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from airflow_provider_openai_batches.plugin import account
+
+        monkeypatch.setattr(account, "_PATIENCE_S", 0.01)
+        down(emulator, {"delay": 5})
+        home = account.account(CONN_ID)
+        with ThreadPoolExecutor(8) as browsers:
+            waiting = [browsers.submit(page.get, "/api/batches", **CONN) for _ in range(8)]
+            until(lambda: home._callers._value == 0)
+            account.forget_all()  # As after ten seconds; a service that drips may take longer.
+            statuses = [page.get("/api/batches", **CONN).status_code for _ in range(3)]
+            assert statuses == [503, 503, 503]
+            assert not any(each.done() for each in waiting), "or the test shows nothing"
+            assert {each.result(60).status_code for each in waiting} == {200}
+
+    def test_what_bounds_callers_is_gone_with_the_last_account(self, page: Browser) -> None:
+        from airflow_provider_openai_batches.plugin import account
+
+        page.get("/api/batches", **CONN)
+        assert list(account._callers) == [CONN_ID]
+        account.forget_all()
+        gc.collect()
+        assert list(account._callers) == []
 
 
 def down(emulator: Emulator, do: dict[str, Any]) -> None:
