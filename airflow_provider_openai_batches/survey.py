@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import logging
 import math
 import threading
@@ -43,19 +44,22 @@ class Survey(msgspec.Struct, frozen=True):
     :param batches: all that the listing has from ``reach`` on, and those older ones that were asked for, by id
     :param reach: no batch that was created since then is missing; unix time
     :param is_first: whether it also has all batches that may not be over yet
+    :param now: when it was made, by our clock; unix time
     :param gone: batches that were asked for and that the service does not know, for minutes already
     """
 
     batches: Mapping[str, Batch]
     reach: float
     is_first: bool
+    now: float
     gone: Collection[str] = ()
 
 
 class Cursor(msgspec.Struct, frozen=True):
     """What was seen so far, as small as it can be and still tell no batch twice and leave none out.
 
-    :param since: when the newest batch was created
+    :param since: when the newest batch was created, but never ahead of our clock: one that is years ahead, by whichever
+        clock, would make all that come after it look old
     :param open: batches that were not over yet. They may end in any order, long after younger ones
     :param done: those that were over, by id with their time of creation, as far as a look at new ones shows them again
     """
@@ -64,9 +68,17 @@ class Cursor(msgspec.Struct, frozen=True):
     open: frozenset[str] = frozenset()
     done: dict[str, int] = {}
 
+    def reach(self, now: float) -> float:
+        """Return from which time of creation on a batch may be new.
+
+        A little ahead of the clock ``since`` stays as it is, since ``done`` knows nothing older; far ahead, the clock
+        has gone back since then.
+        """
+        return (self.since if self.since <= now + LISTED_LATE_S else int(now)) - LISTED_LATE_S
+
     def is_served_by(self, survey: Survey) -> bool:
         """Whether the survey goes back far enough to leave out nothing."""
-        return survey.reach <= self.since - LISTED_LATE_S
+        return survey.reach <= self.reach(survey.now)
 
     def after(self, survey: Survey, matches: Callable[[Batch], bool]) -> tuple[Cursor, list[Batch]]:
         """Return the cursor to go on with, and the batches that have ended since, the oldest first.
@@ -76,10 +88,11 @@ class Cursor(msgspec.Struct, frozen=True):
         """
         still_open, done, ended = set(self.open.difference(survey.gone)), dict(self.done), list[Batch]()
         newest = max((batch.created_at or 0 for batch in survey.batches.values()), default=0)
-        since = max(self.since, newest)
+        reach = self.reach(survey.now)
+        since = max(int(reach) + LISTED_LATE_S, min(newest, int(survey.now)))
         for batch in sorted(survey.batches.values(), key=lambda batch: (batch.created_at or 0, batch.id)):
             created_at = batch.created_at or 0
-            is_new = created_at >= self.since - LISTED_LATE_S and batch.id not in self.done
+            is_new = created_at >= reach and batch.id not in self.done
             if not (is_new or batch.id in self.open) or not matches(batch):
                 continue
             if batch.is_terminal:
@@ -172,6 +185,7 @@ class _Surveyor:
     :param client: makes one attempt per call
     :param stopped: set when nobody waits for the answer any more
     :param unknown: batches the service does not know, by id with the time they were first asked for in vain
+    :param warned: whether nothing that is new by its clock would be told, which was said
     :param calls: HTTP requests made since the last tally
     :param failures: what went wrong with some of them
     """
@@ -179,6 +193,7 @@ class _Surveyor:
     client: BatchClient
     stopped: threading.Event
     unknown: dict[str, float] = field(default_factory=dict)
+    warned: bool = False
     calls: int = 0
     failures: list[OpenAIBatchesError] = field(default_factory=list)
 
@@ -195,12 +210,14 @@ class _Surveyor:
         """
         known = [cursor for cursor in cursors if cursor is not None]
         is_first = len(known) < len(cursors)
-        since = min((cursor.since - LISTED_LATE_S for cursor in known), default=math.inf)
+        wall = time.time()
+        reaches = [cursor.reach(wall) for cursor in known]
         try:
-            batches, reach = self._listed(since, is_first=is_first)
+            batches, reach, newest = self._listed(min(reaches, default=math.inf), wall, is_first=is_first)
         except OpenAIBatchesError as error:
             self.failures.append(error)
             raise
+        self._warn_if_deaf(newest, max(reaches, default=-math.inf))
         older = sorted({batch_id for cursor in known for batch_id in cursor.open} - batches.keys())
         sighting = look(self.client, older, self.stopped)
         self.calls += sighting.calls
@@ -213,9 +230,22 @@ class _Surveyor:
         gone = [batch_id for batch_id, first in self.unknown.items() if now - first >= UNKNOWN_BATCH_GRACE_S]
         if gone:
             log.warning("The service does not know batches it listed before: %s", ", ".join(gone))
-        return Survey({**batches, **sighting.batches}, reach, is_first, gone)
+        return Survey({**batches, **sighting.batches}, reach, is_first, wall, gone)
 
-    def _listed(self, since: float, *, is_first: bool) -> tuple[dict[str, Batch], float]:
+    def _warn_if_deaf(self, newest: int, reach: float) -> None:
+        is_deaf = 0 < newest < reach
+        if is_deaf and not self.warned:
+            log.warning(
+                "The newest batch that the service lists is of %s, long before others that it listed earlier: its "
+                "clock has gone back, or the connection leads elsewhere now. The end of a new batch is not told if "
+                "the service says that it was created before %s.",
+                _shown(newest),
+                _shown(reach),
+            )
+        self.warned = is_deaf
+
+    def _listed(self, since: float, now: float, *, is_first: bool) -> tuple[dict[str, Batch], float, int]:
+        """Return the batches from a moment on, that moment, and when the newest of all was created, if any was."""
         batches: dict[str, Batch] = {}
         newest = 0
         self.calls += 1
@@ -226,8 +256,12 @@ class _Surveyor:
             if batch.created_at is None:
                 continue
             newest = max(newest, batch.created_at)
-            reach = min(since, newest - _LONGEST_LIFE_S) if is_first else since
+            reach = min(since, min(newest, now) - _LONGEST_LIFE_S) if is_first else since
             if batch.created_at < reach or self.stopped.is_set():
-                return batches, reach
+                return batches, reach, newest
             batches[batch.id] = batch
-        return batches, -math.inf
+        return batches, -math.inf, newest
+
+
+def _shown(moment: float) -> str:
+    return f"{datetime.datetime.fromtimestamp(moment, datetime.UTC):%Y-%m-%d %H:%M} UTC"

@@ -10,6 +10,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
+import msgspec
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError
@@ -192,7 +193,7 @@ class OpenAIBatchFinishedTrigger(BaseEventTrigger):
             else:
                 try:
                     return None if kept is None else Cursor.from_json(kept)
-                except ValueError as error:
+                except msgspec.ValidationError as error:  # Not every version makes it a ValueError.
                     self.log.warning("What was told before is not understood, beginning anew: %s", error)
                     return None
         return None

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred, conf
 
+from airflow_provider_openai_batches import survey
 from airflow_provider_openai_batches.api.errors import BatchFailedError
 from airflow_provider_openai_batches.api.models import Batch
 from airflow_provider_openai_batches.emulator import Emulator
@@ -272,6 +275,9 @@ def test_a_watcher_of_an_asset_counts_each_of_its_calls_and_those_that_failed(
 
     with Emulator(speed=0, api_key=API_KEY) as emulator:
         monkeypatch.setenv(CONNECTION_VARIABLE, connection_json(emulator))
+        # What is ahead of our own clock would be listed again and again.
+        clock = SimpleNamespace(time=lambda: emulator.now, monotonic=time.monotonic)
+        monkeypatch.setattr(survey, "time", clock)
         asyncio.run(watch(emulator))
         counted = emulator.count("GET", "/v1/batches") + emulator.count("GET", "/v1/batches/{batch_id}")
     assert (

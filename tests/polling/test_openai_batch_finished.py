@@ -6,8 +6,10 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,9 @@ from tests.polling.conftest import Connect
 from tests.polling.waiting import poll_threads, run, until
 from tests.polling.world import Trouble, World, error
 
-NOW = 1_800_000_000
 HOUR_S = 3_600
+NOW = int(time.time()) - 200 * HOUR_S
+YEAR_S = 365 * 24 * HOUR_S
 INTERVAL_S = 0.02
 
 
@@ -194,6 +197,54 @@ def test_a_batch_the_listing_turns_up_40_minutes_late_is_told_once(world: World,
         assert store.has_told(newest)
 
     run(main())
+
+
+def test_a_batch_that_is_years_ahead_makes_nobody_deaf(world: World, conn_id: str) -> None:
+    """As of an emulator that lived faster than we do, and was started anew."""
+    store = Store()
+    [going_on] = world.add(created_at=int(time.time()) - 24 * HOUR_S)
+    [over] = world.add(status="completed", created_at=NOW + 5 * YEAR_S)
+
+    async def main() -> None:
+        async with watching(conn_id, store) as watched:
+            await until(lambda: bool(store.kept))
+            [ahead] = world.add(created_at=NOW + 4 * YEAR_S)
+            await looks(world)
+            [short_lived] = world.add(status="failed", created_at=int(time.time()))
+            await until(lambda: watched.ids == [short_lived])
+            world.change([ahead, going_on], "completed")
+            await until(lambda: sorted(watched.ids) == sorted([short_lived, ahead, going_on]))
+            await until(lambda: store.has_told(ahead))
+        async with watching(conn_id, store) as watched:
+            [later] = world.add(status="expired", created_at=int(time.time()))
+            await until(lambda: watched.ids == [later])
+            await looks(world)
+            assert watched.ids == [later]
+        assert store.has_told(over)
+
+    run(main())
+
+
+def test_a_service_whose_clock_went_back_is_one_warning(
+    world: World, conn_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store()
+    world.add(status="completed", created_at=NOW)
+
+    async def main() -> None:
+        async with watching(conn_id, store):
+            await until(lambda: bool(store.kept))
+            assert "clock" not in caplog.text
+            # It forgot what it had.
+            world.forget()
+            world.add(status="completed", created_at=NOW - 50 * HOUR_S)
+            await looks(world, 4)
+
+    run(main())
+    [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    made, told = (f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC" for at in (NOW - 50 * HOUR_S, NOW - HOUR_S))
+    assert warning.startswith(f"The newest batch that the service lists is of {made}, long before others")
+    assert warning.endswith(f"created before {told}.")
 
 
 def test_a_look_costs_few_calls_however_many_batches_there_were(world: World, conn_id: str) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from itertools import takewhile
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,14 +19,17 @@ MINUTE_S = 60
 HOUR_S = 3600
 DAY_S = 86_400
 START = 10 * DAY_S
+LATER = START + 365 * DAY_S
 
 
 def batch(number: int, created_at: int, status: str = "in_progress") -> Batch:
     return Batch(id=f"batch_{number}", status=status, created_at=created_at)
 
 
-def survey(*batches: Batch, reach: float = 0, is_first: bool = False, gone: tuple[str, ...] = ()) -> Survey:
-    return Survey({each.id: each for each in batches}, reach, is_first, gone)
+def survey(
+    *batches: Batch, reach: float = 0, is_first: bool = False, now: float = LATER, gone: tuple[str, ...] = ()
+) -> Survey:
+    return Survey({each.id: each for each in batches}, reach, is_first, now, gone)
 
 
 def everything(_: Batch) -> bool:
@@ -43,7 +47,9 @@ lives = st.lists(
         st.one_of(st.integers(1, HOUR_S), st.integers(1, DAY_S)),  # seconds until it is over
         st.booleans(),  # whether anybody wants it
         st.integers(0, 20 * MINUTE_S),  # seconds until the listing shows it
-        st.integers(0, 40 * MINUTE_S),  # how far its server's clock is behind
+        st.one_of(  # how far its server's clock is behind; some are ahead, by years
+            st.integers(0, 40 * MINUTE_S), st.integers(-3 * HOUR_S, 0), st.integers(-4 * 365 * DAY_S, 0)
+        ),
     ),
     max_size=25,
 )
@@ -68,15 +74,16 @@ def test_each_wanted_batch_is_told_once_however_it_ends_and_whenever_one_looks(
             if now >= START + created + late
         ]
         if cursor is None:
-            cursor, _ = Cursor().after(survey(*shown, is_first=True), lambda each: lives[_of(each)][2])
+            cursor, _ = Cursor().after(survey(*shown, is_first=True, now=now), lambda each: lives[_of(each)][2])
             before = {each.id for each in shown if each.is_terminal}
             continue
         if restarts:
             cursor = Cursor.from_json(json.loads(json.dumps(cursor.to_json())))
-        reach = cursor.since - LISTED_LATE_S
+        assert cursor.since <= now
+        reach = cursor.reach(now)
         listed = list(takewhile(lambda each, reach=reach: (each.created_at or 0) >= reach, shown))  # type: ignore[misc]
         older = [each for each in shown if each.id in cursor.open]
-        cursor, ended = cursor.after(survey(*listed, *older, reach=reach), lambda each: lives[_of(each)][2])
+        cursor, ended = cursor.after(survey(*listed, *older, reach=reach, now=now), lambda each: lives[_of(each)][2])
         heard.update(each.id for each in ended)
         assert all(lives[_of(each)][2] for each in ended)
     assert cursor is not None
@@ -120,6 +127,37 @@ def test_batch_of_a_server_whose_clock_is_40_minutes_behind_is_told_once() -> No
     cursor, ended = told(cursor, survey(young, over))
     assert ended == ["batch_2"]
     assert told(Cursor.from_json(cursor.to_json()), survey(young, over))[1] == []
+
+
+def test_batch_that_is_years_ahead_makes_no_other_look_old() -> None:
+    ahead = batch(1, START + 3 * 365 * DAY_S, "completed")
+    cursor, ended = told(Cursor(since=START), survey(ahead, now=START + MINUTE_S))
+    assert (ended, cursor.since) == (["batch_1"], START + MINUTE_S)
+    cursor, ended = told(cursor, survey(ahead, batch(2, START, "failed"), now=START + 2 * MINUTE_S))
+    assert ended == ["batch_2"]
+    # It is known for as long as it is listed, and that is until our clock is there, too.
+    for now in (START + DAY_S, START + 3 * 365 * DAY_S, START + 4 * 365 * DAY_S):
+        cursor, ended = told(cursor, survey(ahead, batch(now, now), now=now))
+        assert ended == []
+    assert "batch_1" not in cursor.done
+
+
+def test_cursor_that_was_moved_years_ahead_hears_again() -> None:
+    """Our clock was ahead, too, or the version that wrote it had no other clock than the service's."""
+    cursor = Cursor(since=START + 3 * 365 * DAY_S, done={"batch_1": START + 3 * 365 * DAY_S})
+    seen = survey(batch(2, START, "failed"), reach=START - LISTED_LATE_S, now=START)
+    assert cursor.is_served_by(seen)
+    cursor, ended = told(cursor, seen)
+    assert (ended, cursor.since) == (["batch_2"], START)
+
+
+@pytest.mark.parametrize("back_s", [1, MINUTE_S, LISTED_LATE_S])
+def test_clock_that_steps_back_a_little_repeats_nothing_and_leaves_out_nothing(back_s: int) -> None:
+    told_before = [batch(number, START - number * MINUTE_S, "completed") for number in range(180)]
+    cursor, _ = told(Cursor(), survey(*told_before, now=START))
+    now = START - back_s
+    _, ended = told(cursor, survey(*told_before, batch(200, now, "failed"), reach=cursor.reach(now), now=now))
+    assert ended == ["batch_200"]
 
 
 def test_survey_of_older_batches_alone_does_not_move_the_cursor_back() -> None:
@@ -170,5 +208,5 @@ def test_cursor_stays_small(batches_a_day: int, most_bytes: int) -> None:
     "kept", [None, 1, [], {}, {"since": "soon", "open": "", "done": {}}, {"since": 1, "open": [], "done": {}}]
 )
 def test_what_is_no_cursor_is_refused(kept: Any) -> None:
-    with pytest.raises(ValueError, match=r"Expected|missing"):
+    with pytest.raises(msgspec.ValidationError, match=r"Expected|missing"):
         Cursor.from_json(kept)

@@ -55,6 +55,10 @@ class World:
             files = {"output_file_id": f"file-{batch_id}"} if status == "completed" else {}
             self._batches[batch_id] = {**self._batches[batch_id], "status": status, **files, **fields}
 
+    def forget(self) -> None:
+        """Have no batch any more."""
+        self._batches = {}
+
     def status(self, batch_id: str) -> str:
         return str(self._batches[batch_id]["status"])
 
