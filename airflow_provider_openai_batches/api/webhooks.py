@@ -136,6 +136,14 @@ def verify(secret: str | Callable[[], str], headers: Mapping[str, str], body: by
     return _event(webhook_id, body)
 
 
+def check_secret(secret: str) -> None:
+    """Refuse a secret with which nothing could be checked.
+
+    :raises WebhookSecretError: there is nothing in it, or it cannot be read
+    """
+    _key(secret)
+
+
 def _key(secret: str) -> bytes:
     secret = secret.strip()
     if not secret.startswith(_SECRET_PREFIX):

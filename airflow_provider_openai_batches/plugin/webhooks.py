@@ -21,12 +21,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 
-from airflow_provider_openai_batches.api.webhooks import WebhookError, WebhookEvent, WebhookSecretError, verify
+from airflow_provider_openai_batches.api.webhooks import WebhookError, WebhookEvent, verify
 from airflow_provider_openai_batches.plugin.access import CONN_ID, LONGEST_NAME
 from airflow_provider_openai_batches.plugin.backlog import Backlog
 from airflow_provider_openai_batches.plugin.errors import PageError
 from airflow_provider_openai_batches.plugin.events import announce, wake
-from airflow_provider_openai_batches.plugin.webhook_secrets import NOBODYS_SECRET, WebhookSecrets
+from airflow_provider_openai_batches.plugin.webhook_secrets import WebhookSecrets
 
 log = logging.getLogger(__name__)
 
@@ -71,23 +71,9 @@ def receive_webhook(
 def _verified(request: Request, conn_id: str, body: bytes) -> WebhookEvent:
     try:
         return verify(lambda: _secrets.of(conn_id), request.headers, body, now=time.time())
-    except WebhookSecretError as error:
-        log.error("Webhooks for connection %s are refused: %s", conn_id, error)
-        return _verified_as_nobody(request, body)
     except WebhookError as error:
-        raise _refusal(error) from None
-
-
-def _verified_as_nobody(request: Request, body: bytes) -> WebhookEvent:
-    try:
-        return verify(NOBODYS_SECRET, request.headers, body, now=time.time())
-    except WebhookError as error:
-        raise _refusal(error) from None
-
-
-def _refusal(error: WebhookError) -> PageError:
-    code = error.code or "malformed"
-    return PageError(401 if code in _UNAUTHORIZED else 400, code, str(error))
+        code = error.code or "malformed"
+        raise PageError(401 if code in _UNAUTHORIZED else 400, code, str(error)) from None
 
 
 _secrets = WebhookSecrets()

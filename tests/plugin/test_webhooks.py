@@ -9,8 +9,11 @@ import json
 import re
 import threading
 import time
+import traceback
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -268,6 +271,25 @@ def test_a_backlog_works_with_few_threads_and_survives_a_failure() -> None:
     until(lambda: not any(each.name == "openai-batches-backlog" for each in threading.enumerate()))
 
 
+class Clock:
+    """Stands in for the module `time`."""
+
+    now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time that look-ups of secrets go by."""
+    from airflow_provider_openai_batches.plugin import webhook_secrets
+
+    clock = Clock()
+    monkeypatch.setattr(webhook_secrets, "time", clock)
+    return clock
+
+
 class TestLookUps:
     """Anybody can call. What that costs in look-ups of secrets is bounded, and tells the caller nothing."""
 
@@ -320,33 +342,105 @@ class TestLookUps:
         # Who is known is still served.
         assert openai.post(URL, content=body(), headers=signed(body(), webhook_id=webhook_id)).status_code == 204
 
-    def test_what_is_kept_is_bounded_and_outlives_a_flood(self, openai: Browser, connection: Any) -> None:
+    def test_no_flood_however_long_turns_a_real_webhook_away(self, clock: Clock) -> None:
         from airflow_provider_openai_batches.plugin import webhook_secrets
 
-        clock = Clock()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(webhook_secrets, "time", clock)
-            found = webhook_secrets.WebhookSecrets()
-            assert found.of(CONN_ID) == SECRET
-            for number in range(290):  # one second each, and 20 calls
-                clock.now += 1
-                for call in range(20):
-                    assert found.of(f"unknown_{number}_{call}") == webhook_secrets.NOBODYS_SECRET
-            # The flood takes every look-up: what was known is used, for five minutes.
-            connection(extra=json.dumps({"webhook_secret": "whsec_bmV3"}))
-            assert found.of(CONN_ID) == SECRET
-            assert len(found._kept) <= 1_000
+        asked: dict[str, list[float]] = defaultdict(list)
+        secret = SECRET
+
+        def look_up(conn_id: str) -> str:
+            asked[conn_id].append(clock.now)
+            return secret if conn_id in (CONN_ID, "seldom") else webhook_secrets.NOBODYS_SECRET
+
+        found = webhook_secrets.WebhookSecrets(look_up)
+        assert (found.of(CONN_ID), found.of("seldom")) == (SECRET, SECRET)
+        for second in range(3600):
+            clock.now += 1
+            for call in range(4):
+                assert found.of(f"unknown_{second}_{call}") == webhook_secrets.NOBODYS_SECRET
+            assert found.of(CONN_ID) == secret
+            if second == 1800:
+                secret = "whsec_bmV3"
+                clock.now += 10
+        assert found.of("seldom") == secret, "it was not called for an hour"
+        real = asked.pop(CONN_ID)
+        assert min(later - sooner for sooner, later in pairwise(real)) >= 10
+        assert len(real) > 300, "it is refreshed"
+        flood = sorted(at for name, times in asked.items() if name != "seldom" for at in times)
+        assert len(flood) > 5_000, "or there was no flood"
+        assert min(later - sooner for sooner, later in zip(flood, flood[20:], strict=False)) >= 10
+        assert len(found._known) == 2
+        assert len(found._others) <= 1_000
+
+    def test_while_look_ups_fail_the_known_secret_is_used_for_five_minutes(
+        self, clock: Clock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        from airflow_provider_openai_batches.plugin import webhook_secrets
+        from airflow_provider_openai_batches.plugin.errors import PageError
+
+        works = True
+
+        def look_up(conn_id: str) -> str:
+            if not works:
+                raise ConnectionError("the vault is down")
+            return SECRET
+
+        found = webhook_secrets.WebhookSecrets(look_up)
+        assert found.of(CONN_ID) == SECRET
+        works = False
+        for _ in range(29):
             clock.now += 10
-            assert found.of(CONN_ID) == "whsec_bmV3"
+            assert found.of(CONN_ID) == SECRET
+        clock.now += 10
+        for name in (CONN_ID, "unknown"):
+            with pytest.raises(PageError) as refusal:
+                found.of(name)
+            assert (refusal.value.status, "vault" in str(refusal.value)) == (503, False)
+        works = True
+        clock.now += 10
+        assert found.of(CONN_ID) == SECRET
+        assert caplog.text.count("cannot be looked up") == 31, "once per look-up"
 
+    def test_a_failure_that_many_meet_does_not_grow(self, clock: Clock) -> None:
+        from airflow_provider_openai_batches.plugin import webhook_secrets
+        from airflow_provider_openai_batches.plugin.errors import PageError
 
-class Clock:
-    """Stands in for the module `time`."""
+        def fail(conn_id: str) -> str:
+            raise ConnectionError("the vault is down")
 
-    now = 1_000.0
+        found = webhook_secrets.WebhookSecrets(fail)
+        frames = []
+        for _ in range(200):
+            with pytest.raises(PageError) as refusal:
+                found.of(CONN_ID)
+            frames.append(len(list(traceback.walk_tb(refusal.value.__traceback__))))
+        assert len(set(frames)) == 1
 
-    def monotonic(self) -> float:
-        return self.now
+    def test_one_that_ends_its_thread_leaves_nobody_waiting(self, clock: Clock) -> None:
+        from airflow_provider_openai_batches.plugin import webhook_secrets
+        from airflow_provider_openai_batches.plugin.errors import PageError
+
+        def leave(conn_id: str) -> str:
+            raise SystemExit
+
+        found = webhook_secrets.WebhookSecrets(leave)
+        with pytest.raises(SystemExit):
+            found.of(CONN_ID)
+        began = time.monotonic()
+        with pytest.raises(PageError):
+            found.of(CONN_ID)
+        assert time.monotonic() - began < 10
+
+    @pytest.mark.parametrize("secret", ["whsec_%%%", "whsec_"])
+    def test_a_secret_that_cannot_be_read_is_logged_once_per_look_up(
+        self, secret: str, openai: Browser, connection: Any, caplog: pytest.LogCaptureFixture, webhook_id: str
+    ) -> None:
+        connection(extra=json.dumps({"webhook_secret": secret}))
+        for _ in range(5):
+            answer = openai.post(URL, content=body(), headers=signed(body(), webhook_id=webhook_id))
+            assert answer.status_code == 401
+        assert caplog.text.count(f"Webhooks for connection {CONN_ID} are refused") == 1
+        assert secret not in caplog.text
 
 
 def test_a_connection_whose_extra_is_no_object_is_told_of_in_the_log_alone(
