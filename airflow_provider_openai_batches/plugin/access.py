@@ -31,7 +31,7 @@ _LARGEST_MAP_INDEX = 2**31 - 1
 
 def is_conn_id(text: str) -> bool:
     """Whether a connection could have this id."""
-    return len(text) <= LONGEST_NAME and re.match(CONN_ID, text) is not None
+    return len(text) <= LONGEST_NAME and re.fullmatch(CONN_ID, text) is not None
 
 
 class Caller:

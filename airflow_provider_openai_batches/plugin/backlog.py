@@ -34,20 +34,28 @@ class Backlog(Generic[T]):
             if len(self._waiting) >= self._most:
                 return False
             self._waiting.append(piece)
-            if self._threads < self._most_threads:
-                # A daemon: a server that ends does not wait for it.
-                threading.Thread(target=self._run, name="openai-batches-backlog", daemon=True).start()
-                self._threads += 1
+            self._see_to_it()
         return True
 
+    def _see_to_it(self) -> None:
+        if self._waiting and self._threads < self._most_threads:
+            # A daemon: a server that ends does not wait for it.
+            threading.Thread(target=self._run, name="openai-batches-backlog", daemon=True).start()
+            self._threads += 1
+
     def _run(self) -> None:
-        while True:
+        try:
+            while (piece := self._next()) is not None:
+                try:
+                    self._work(piece[0])
+                except Exception:
+                    log.exception("Could not do what a request left behind: %s", piece[0])
+        finally:
             with self._lock:
-                if not self._waiting:
-                    self._threads -= 1
-                    return
-                piece = self._waiting.popleft()
-            try:
-                self._work(piece)
-            except Exception:
-                log.exception("Could not do what a request left behind: %s", piece)
+                self._threads -= 1
+                # What was added since, or is left by work that ended its thread (SystemExit).
+                self._see_to_it()
+
+    def _next(self) -> tuple[T] | None:
+        with self._lock:
+            return (self._waiting.popleft(),) if self._waiting else None

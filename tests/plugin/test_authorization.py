@@ -114,6 +114,14 @@ def test_whether_a_connection_exists_is_not_told(browse: Browse) -> None:
     assert len(answers) == 1
 
 
+@pytest.mark.parametrize("conn_id", ["conn\n", "conn\nx", "\nconn", "", "c" * 251])
+def test_what_could_be_no_connections_id_is_none(conn_id: str) -> None:
+    from airflow_provider_openai_batches.plugin.access import is_conn_id
+
+    assert is_conn_id("conn")
+    assert not is_conn_id(conn_id)
+
+
 class TestTeams:
     """Airflow asks whether a user may see a connection together with the team that it belongs to, and so do we."""
 

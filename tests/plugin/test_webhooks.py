@@ -271,6 +271,22 @@ def test_a_backlog_works_with_few_threads_and_survives_a_failure() -> None:
     until(lambda: not any(each.name == "openai-batches-backlog" for each in threading.enumerate()))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_work_that_ends_its_thread_takes_no_place_of_others() -> None:
+    from airflow_provider_openai_batches.plugin.backlog import Backlog
+
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        if number % 2:
+            raise SystemExit
+        done.append(number)
+
+    backlog = Backlog(work, threads=2, most=100)
+    assert all(backlog.add(number) for number in range(20))
+    until(lambda: sorted(done) == list(range(0, 20, 2)))
+
+
 class Clock:
     """Stands in for the module `time`."""
 
