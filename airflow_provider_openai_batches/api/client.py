@@ -147,17 +147,26 @@ class BatchClient:
             log.info("File %s is already gone.", file_id)
 
     @traced("openai_batches.download")
-    def download_file(self, file_id: str, destination: Path, *, check: Callable[[Path], None] | None = None) -> int:
+    def download_file(
+        self,
+        file_id: str,
+        destination: Path,
+        *,
+        check: Callable[[Path], None] | None = None,
+        by_lines: bool = True,
+    ) -> int:
         """Write a file's content to disk; ``destination`` appears whole or not at all.
 
         :param file_id: the file
         :param destination: path of the new file; an existing one is replaced
         :param check: called with the path of the finished content before it replaces anything; may raise
+        :param by_lines: whether the content will be read by lines; one of more than 512 MiB is then refused
         :return: size in bytes
         :raises DownloadIncompleteError: every attempt ended before the announced length
+        :raises InvalidResponseError: what is there is no content, or has a line that is too long
         """
         file_id = check_id(file_id, "file_id")
-        return download(self._session, file_id, destination, retry=self._retry, check=check)
+        return download(self._session, file_id, destination, retry=self._retry, check=check, by_lines=by_lines)
 
     def read_beginning(self, file_id: str, size: int) -> bytes:
         """Return at most the first bytes of a file's content, however large it is.

@@ -16,8 +16,9 @@ from airflow_provider_openai_batches.api.session import ServiceSession
 
 _CHUNK_BYTES = 1 << 20
 _MOST_DIGITS = 18
-_LONGEST_LINE_BYTES = 1 << 28
-"""Whoever reads the file holds a line in memory. The longest that OpenAI can write is below 100 MB: 2,048 vectors."""
+LONGEST_LINE_BYTES = 1 << 29
+"""Whoever reads a file by lines holds one in memory. The longest known come to 280 MB: ten choices, each with the 20
+likeliest tokens at each place. 2,048 vectors of an embeddings request are 133 MB."""
 
 
 def download(
@@ -27,6 +28,7 @@ def download(
     *,
     retry: Callable[[Callable[[], int]], int],
     check: Callable[[Path], None] | None = None,
+    by_lines: bool = True,
 ) -> int:
     """Write the content of a file to ``destination``, which appears whole or not at all.
 
@@ -36,13 +38,14 @@ def download(
     :param retry: runs one attempt under the client's retry policy
     :param check: called with the path of the finished content before it gets its name; what it raises leaves
         ``destination`` as it was
+    :param by_lines: whether anybody will read it by lines, so that none may be endless
     :return: size in bytes
     """
     # Without the destination's name: that may be as long as names can be.
     part = destination.with_name(f".{uuid.uuid4().hex}.part")
     try:
         with part.open("wb") as sink:
-            size = retry(_Download(session, file_id, sink).attempt)
+            size = retry(_Download(session, file_id, sink, by_lines=by_lines).attempt)
             sink.flush()
             os.fsync(sink.fileno())
         if check is not None:
@@ -67,8 +70,8 @@ class _Download:
     splice two contents together. OpenAI documents no ranges, so starting over is the normal case.
     """
 
-    def __init__(self, session: ServiceSession, file_id: str, sink: BinaryIO) -> None:
-        self.session, self.file_id, self.sink = session, file_id, sink
+    def __init__(self, session: ServiceSession, file_id: str, sink: BinaryIO, *, by_lines: bool) -> None:
+        self.session, self.file_id, self.sink, self.by_lines = session, file_id, sink, by_lines
         self.version: _Version | None = None
         self.line_bytes = 0
         """Of the line that goes on at the end of what is there."""
@@ -93,7 +96,8 @@ class _Download:
             try:
                 for chunk in response.iter_content(_CHUNK_BYTES):
                     self.sink.write(chunk)
-                    self._measure(chunk)
+                    if self.by_lines:
+                        self._measure(chunk)
             except requests.RequestException as error:
                 raise self._incomplete(expected) from error
         if expected is not None and self.sink.tell() != expected:
@@ -126,10 +130,11 @@ class _Download:
     def _measure(self, chunk: bytes) -> None:
         end = chunk.rfind(b"\n")
         self.line_bytes = self.line_bytes + len(chunk) if end < 0 else len(chunk) - end - 1
-        if self.line_bytes > _LONGEST_LINE_BYTES:
+        if self.line_bytes > LONGEST_LINE_BYTES:
             raise InvalidResponseError(
-                f"File {self.file_id} has a line of more than {_LONGEST_LINE_BYTES:,} bytes, which no request's answer "
-                "is. Does the connection's host serve batches?"
+                f"File {self.file_id} has a line of more than {LONGEST_LINE_BYTES:,} bytes, too long to be read into "
+                "memory; nothing was written here, and the file stays at the service. If the connection's host does "
+                "serve batches, fetch the file as it is, with the hook's download_file or `openai-batches results`."
             )
 
     def _changed(self) -> DownloadIncompleteError:

@@ -130,13 +130,13 @@ def _whole_lines(parts: Iterable[Path]) -> Iterator[bytes]:
 
 def _download(client: BatchClient, file_id: str, destination: Path, what: str, screen: Screen) -> None:
     if not screen.shows_bars:
-        client.download_file(file_id, destination)
+        client.download_file(file_id, destination, by_lines=False)
         return
     total = client.retrieve_file(file_id).bytes
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with _Growth(destination.parent, *columns, console=screen.err) as progress:
         progress.add_task(what, total=total)
-        client.download_file(file_id, destination)
+        client.download_file(file_id, destination, by_lines=False)
 
 
 class _Growth(Progress):

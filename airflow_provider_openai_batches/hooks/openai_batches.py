@@ -178,16 +178,17 @@ class OpenAIBatchesHook(BaseHook):
 
         :param file_id: the file
         :param destination: local path, URI or ObjectStoragePath; directories are made as needed
-        :param check: called with the local path of the finished content before it replaces anything; may raise
+        :param check: called with the local path of the finished content before it replaces anything; may raise. It is
+            taken to read lines, so that one of more than 512 MiB is refused
         :return: size in bytes
         """
         target = _path(destination, "destination")
         if not isinstance(target, ObjectStoragePath):
             target.parent.mkdir(parents=True, exist_ok=True)
-            return self.get_conn().download_file(file_id, target, check=check)
+            return self.get_conn().download_file(file_id, target, check=check, by_lines=check is not None)
         with tempfile.TemporaryDirectory(prefix="openai-batches-") as directory:
             local = Path(directory, "content")
-            size = self.get_conn().download_file(file_id, local, check=check)
+            size = self.get_conn().download_file(file_id, local, check=check, by_lines=check is not None)
             # put_file commits at its end; closing a half-written remote stream would publish the half.
             target.fs.put_file(str(local), target.path)
         return size

@@ -12,15 +12,18 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
+from airflow_provider_openai_batches.api import download
 from airflow_provider_openai_batches.api.errors import (
     AuthenticationError,
     InvalidInputError,
+    InvalidResponseError,
     NotFoundError,
     WaitTimeoutError,
 )
 from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.hooks.openai_batches import OpenAIBatchesHook
 from tests.airflow.conftest import EmulatorTime, request_lines
+from tests.api.scripted_server import Answer, ScriptedServer
 from tests.conftest import API_KEY
 
 pytestmark = pytest.mark.usefixtures("connection", "openai_batches_clock", "no_pauses", "memory_storage")
@@ -191,6 +194,23 @@ class TestDestinations:
         ).encode()
         file = hook.upload_file(line + b"\n" + line.replace(b'"a"', b'"b"') + b"\n")
         assert list(hook.iter_lines(file.id)) == [line + b"\n", line.replace(b'"a"', b'"b"') + b"\n"]
+
+    def test_a_line_too_long_for_memory_is_refused_where_lines_are_read_and_nowhere_else(
+        self, connection: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(download, "LONGEST_LINE_BYTES", 1 << 20)
+        answer = Answer(body=b"x" * (3 << 20))
+        with ScriptedServer(answer, answer, answer) as server:
+            connection(host=server.base_url)
+            hook = OpenAIBatchesHook()
+            with pytest.raises(
+                InvalidResponseError, match=r"File file-1 has a line of more than .* hook's download_file"
+            ):
+                next(hook.iter_lines("file-1"))
+            with pytest.raises(InvalidResponseError, match="the file stays at the service"):
+                hook.download_file("file-1", tmp_path / "checked", check=lambda content: None)
+            assert hook.download_file("file-1", tmp_path / "out") == 3 << 20
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 class TestFilesAndBatches:
