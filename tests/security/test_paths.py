@@ -234,7 +234,10 @@ def test_no_temporary_name_can_be_guessed() -> None:
 def test_the_emulator_keeps_nothing_under_a_name_that_a_caller_chose(tmp_path: Path) -> None:
     from airflow_provider_openai_batches.emulator import Emulator
 
-    with Emulator(speed=0, api_key=API_KEY, data_dir=tmp_path / "data") as server, connect(server.base_url) as client:
+    with (
+        Emulator(speed=0, api_key=API_KEY, data_dir=tmp_path / "data") as server,
+        connect(server.base_url, api_key=API_KEY) as client,
+    ):
         for name in ("../../outside.jsonl", "/outside.jsonl", "..\\outside.jsonl"):
             client.upload_file(lambda: io.BytesIO(b"{}\n"), filename=name)
         for file_id in ("../../../etc/hostname", "..%2f..%2fetc%2fhostname", "/etc/hostname"):
