@@ -76,7 +76,8 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(AirflowNotFoundException)
     def no_connection(request: Request, error: AirflowNotFoundException) -> JSONResponse:
-        return _answer(404, "no_connection", "There is no such connection. Create it in Admin, Connections.")
+        conn_id = request.query_params.get("conn_id", "")
+        return _answer(404, "no_connection", f"No connection has the id {conn_id}. Create it in Admin, Connections.")
 
     @app.exception_handler(HTTPException)
     def refused(request: Request, error: HTTPException) -> JSONResponse:

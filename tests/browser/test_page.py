@@ -180,12 +180,71 @@ def test_cancel_asks_first_and_is_in_the_audit_log(
     expect(page.detail).to_contain_text("cancelling")
     expect(page.button("Cancel batch")).to_have_count(0)
 
+    expect(page.detail).to_contain_text("OpenAI is cancelling the batch.")
+
     emulator.advance(700)
+    page.refresh_until(lambda: page.detail.get_by_text("cancelled", exact=True).first.is_visible())
+    expect(page.detail).not_to_contain_text("OpenAI is cancelling the batch.")
     page.button("Close").click()
     page.refresh_until(lambda: "cancelled" in page.row(batch).inner_text())
     expect(page.row(batch)).to_contain_text("20 of 40")
     entries = airflow.api("GET", "/eventLogs", params={"event": "openai_batch_cancel"})["event_logs"]
     assert [(entry["owner"], batch in entry["extra"]) for entry in entries] == [("admin", True)]
+
+
+def test_rows_are_offered_only_where_there_are_some(
+    sign_in: SignIn, emulator: Emulator, conn_id: str, buy: Buy
+) -> None:
+    done = buy()
+    emulator.advance(200)
+    errors = [{"code": "invalid_json_line", "message": "This line is no JSON.", "param": None, "line": 1}]
+    emulator.add_fault({"on": {"batch": {}}, "do": {"outcome": "failed", "errors": errors}})
+    refused = buy()
+    emulator.advance(200)
+    page = sign_in()
+
+    page.open(conn_id=conn_id, batch=refused)
+    expect(page.detail).to_contain_text("This line is no JSON.")
+    expect(page.button("Show the first rows")).to_have_count(0)
+    page.open(conn_id=conn_id, batch=done)
+    expect(page.button("Show the first rows")).to_be_visible()
+    size = page.detail.get_by_text(re.compile(r"^[\d.]+ k?B$")).first
+    assert size.evaluate("text => [text.getClientRects().length, getComputedStyle(text).whiteSpace]") == [1, "nowrap"]
+
+    page.button("Delete files").click()
+    page.question.get_by_role("button", name="Delete files").click()
+    expect(page.detail).to_contain_text("2 files are deleted.")
+    expect(page.button("Show the first rows")).to_have_count(0)
+
+
+def test_a_cost_is_nothing_only_if_it_is_nothing(sign_in: SignIn, emulator: Emulator, conn_id: str, buy: Buy) -> None:
+    costs = {buy(): cost for cost in (0, 4e-6, 0.00012, 0.1234, 12.345)}
+    emulator.advance(200)
+    page = sign_in()
+
+    def priced(route: Route) -> None:
+        listing = route.fetch().json()
+        for batch in listing["batches"]:
+            batch["cost_usd"] = costs[batch["id"]]
+        route.fulfill(json=listing)
+
+    page.browser.route("**/api/batches?*", priced)
+    page.open(conn_id=conn_id)
+
+    expect(page.rows).to_have_count(5)
+    column = [page.row(batch).locator("td").nth(7) for batch in costs]
+    for cell, shown in zip(column, ["$0", "< $0.0001", "$0.0001", "$0.12", "$12.35"], strict=True):
+        expect(cell).to_have_text(shown)
+
+
+def test_a_connection_that_is_not_there_is_named(sign_in: SignIn, airflow: Airflow) -> None:
+    page = sign_in()
+
+    page.open(conn_id="no_such_one")
+
+    alert = page.browser.get_by_role("alert")
+    expect(alert.get_by_role("heading", name="There is no such connection")).to_be_visible()
+    expect(alert).to_contain_text("No connection has the id no_such_one.")
 
 
 def test_files_are_deleted_after_a_question(sign_in: SignIn, emulator: Emulator, conn_id: str, buy: Buy) -> None:

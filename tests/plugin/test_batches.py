@@ -514,7 +514,9 @@ class TestErrors:
 
     def test_no_such_connection(self, page: Browser) -> None:
         answer = page.get("/api/batches", conn_id="nothing")
-        assert (answer.status_code, answer.json()["detail"]["code"]) == (404, "no_connection")
+        detail = answer.json()["detail"]
+        assert (answer.status_code, detail["code"]) == (404, "no_connection")
+        assert detail["message"] == "No connection has the id nothing. Create it in Admin, Connections."
 
     def test_prices_that_are_none_cost_only_the_costs(self, page: Browser, buy: Buy, connection: Any) -> None:
         connection(extra=json.dumps({"prices": {"gpt-4o-mini": "cheap"}}))

@@ -3,7 +3,7 @@
 import { ExternalLink, Fragment, h, useId, useState } from "./host.js";
 import { ENDED_STATUSES, cancelBatch, deleteFiles, getBatch } from "./api.js";
 import { Confirm, Modal } from "./dialog.js";
-import { Errors, Files, Metadata, Preview, Timeline } from "./detail_parts.js";
+import { Errors, Files, Metadata, Preview, Timeline, hasRows } from "./detail_parts.js";
 import { Age, Button, Empty, Facts, Failure, Foreign, Icon, Maker, Notice, ProgressBar, RiskFlag, Skeleton } from "./widgets.js";
 import { StaleNotice, StatusBadge, hasEnded, tokenFacts } from "./widgets.js";
 import { count, duration, money } from "./format.js";
@@ -73,7 +73,7 @@ function Batch({ batch, conn_id, refresh }) {
     }),
     h(Errors, batch),
     h(Timeline, { batch }),
-    hasEnded(batch) && h(Preview, { batch, conn_id }),
+    hasRows(batch) && h(Preview, { batch, conn_id }),
     h(Files, batch),
     h(Metadata, batch),
   );
@@ -104,7 +104,7 @@ function Actions({ batch, conn_id, refresh }) {
         deletable.length > 0 &&
         h(Button, { kind: "danger-outline", onClick: () => setAsking("delete") }, "Delete files"),
     ),
-    said && h("div", { className: "oab-full" }, h(Notice, { tone: said.tone }, said.text)),
+    said && !(said.untilOver && hasEnded(batch)) && h("div", { className: "oab-full" }, h(Notice, { tone: said.tone }, said.text)),
     asking === "cancel" &&
       h(
         Confirm,
@@ -144,7 +144,7 @@ function Actions({ batch, conn_id, refresh }) {
 function cancelReport({ status }) {
   if (status === "cancelled") return { tone: "good", text: "The batch is cancelled." };
   if (ENDED_STATUSES.includes(status)) return { tone: "warning", text: `It was too late: the batch is ${status}.` };
-  return { tone: "good", text: "OpenAI is cancelling the batch. That can take ten minutes." };
+  return { tone: "good", text: "OpenAI is cancelling the batch. That can take ten minutes.", untilOver: true };
 }
 
 function deletionReport({ deleted, kept }) {

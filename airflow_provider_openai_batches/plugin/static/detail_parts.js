@@ -75,7 +75,7 @@ export function Files({ files }) {
       ? h("span", { className: "oab-badge oab-tone-quiet" }, "deleted")
       : file.problem
         ? h("span", { className: "oab-badge oab-tone-warning" }, "not readable")
-        : bytes(file.bytes),
+        : h("span", { className: "oab-nowrap" }, bytes(file.bytes)),
     file.deleted ? UNKNOWN : h(Moment, { at: file.expires_at }),
   ]);
   const problem = files.find((file) => file.problem)?.problem;
@@ -96,6 +96,12 @@ export function Metadata({ metadata }) {
     h(Foreign, { text: String(value), className: "oab-long" }),
   ]);
   return h(Section, { title: "Metadata" }, h(Facts, { entries: facts }));
+}
+
+/** Whether a batch is over and has rows that a preview would show: of its results, or of its errors if there are none. */
+export function hasRows(batch) {
+  const file = ["output", "errors"].map((kind) => batch.files.find((each) => each.kind === kind)).find(Boolean);
+  return hasEnded(batch) && file !== undefined && !file.deleted && file.bytes !== 0;
 }
 
 /** The first result rows, fetched when asked for. */

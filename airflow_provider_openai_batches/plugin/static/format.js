@@ -13,10 +13,12 @@ export const compact = (value) => (known(value) ? short.format(value) : UNKNOWN)
 
 export const batches = (value) => `${count(value)} batch${value === 1 ? "" : "es"}`;
 
-/** US dollars; fractions of a cent are shown, because batches of ten rows cost that. */
+/** US dollars; fractions of a cent are shown, because batches of ten rows cost that. Only what costs nothing is $0. */
 export function money(usd) {
   if (!known(usd)) return UNKNOWN;
-  const digits = usd !== 0 && Math.abs(usd) < 0.1 ? 4 : 2;
+  if (usd === 0) return "$0";
+  if (usd > 0 && usd < 0.0001) return "< $0.0001";
+  const digits = Math.abs(usd) < 0.1 ? 4 : 2;
   return `$${usd.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits })}`;
 }
 
