@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from airflow.providers.common.compat.sdk import BaseHook, ObjectStoragePath
+from airflow.providers.common.compat.sdk import BaseHook, ObjectStoragePath, mask_secret
 
 from airflow_provider_openai_batches.api.errors import (
     AuthenticationError,
@@ -108,7 +108,11 @@ class OpenAIBatchesHook(BaseHook):
     @property
     def webhook_secret(self) -> str:
         """The signing secret of the webhook endpoint, from the connection; empty if it has none."""
-        return str(connection_extra(self.get_connection(self.conn_id)).get("webhook_secret") or "").strip()
+        secret = str(connection_extra(self.get_connection(self.conn_id)).get("webhook_secret") or "").strip()
+        if secret:
+            # Airflow masks the fields that it knows, and what exactly is written there.
+            mask_secret(secret)
+        return secret
 
     def _settings(self) -> ClientSettings:
         conn = self.get_connection(self.conn_id)

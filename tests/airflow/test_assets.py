@@ -255,7 +255,10 @@ class TestWaking:
             seed.add_deferred([OpenAIBatchTrigger(conn_id=conn_id, batch_ids=batch_ids, **options).serialize()])
 
             def state() -> tuple[str, Any]:
-                from airflow.sdk.serde import deserialize
+                try:
+                    from airflow.sdk.serde import deserialize
+                except ImportError:  # Airflow 3.1
+                    from airflow.serialization.serde import deserialize
 
                 with create_session() as session:
                     ti = session.scalar(select(TaskInstance).where(waiters, TaskInstance.map_index == number))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import ObjectStoragePath
+from airflow.providers.common.compat.sdk import ObjectStoragePath, redact
 
 from airflow_provider_openai_batches.api import download
 from airflow_provider_openai_batches.api.errors import (
@@ -445,9 +445,9 @@ class TestWebhookSecret:
         connection(extra=extra)
         assert OpenAIBatchesHook().webhook_secret == secret
 
-    def test_is_masked_in_logs(self, connection: Callable[..., None]) -> None:
-        from airflow.sdk.log import redact
-
-        connection(extra={"webhook_secret": "whsec_never-in-a-log"})
+    @pytest.mark.parametrize("written", ["whsec_never-in-a-log", " whsec_not-without-the-blanks-either\n"])
+    def test_is_masked_in_logs(self, connection: Callable[..., None], written: str) -> None:
+        connection(extra={"webhook_secret": written})
         secret = OpenAIBatchesHook().webhook_secret
+        assert secret == written.strip()
         assert secret not in str(redact(f"signed with {secret}"))
