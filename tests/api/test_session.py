@@ -127,6 +127,6 @@ def test_a_proxy_keeps_its_own_connections(through_tunnel: Callable[[str], Batch
 def test_a_head_that_drips_through_such_a_proxy_is_given_up_in_time(
     through_tunnel: Callable[[str], BatchClient],
 ) -> None:
-    late = pytest.raises(APIConnectionError, match="to far.example timed out")
+    late = pytest.raises(APIConnectionError, match=r"to far\.example timed out")
     with HostileServer(drip(b"HTTP/1.1 200 ", b"y")) as server, through_tunnel(server.base_url) as client, late:
         client.retrieve_batch("batch_1")
