@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 _HOUR_S = 3_600
 _MARKER = "openai_batches_emulator"
+_CLOCK = "openai_batches_clock"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,9 +41,22 @@ def openai_batches_emulator(request: pytest.FixtureRequest) -> Iterator[Emulator
 
     options: dict[str, Any] = {"speed": 0, "seconds_per_look": _HOUR_S, "api_key": API_KEY, "keep_requests": True}
     for marker in reversed(list(request.node.iter_markers(_MARKER))):  # the test's own wins over its module's
-        options |= marker.kwargs
+        options |= _checked(marker, Emulator)
+    if _CLOCK in request.fixturenames:
+        options["speed"] = 0  # Its time stands still.
     with Emulator(**options) as emulator:
         yield emulator
+
+
+def _checked(marker: pytest.Mark, emulator: type[Emulator]) -> dict[str, Any]:
+    known = list(inspect.signature(emulator).parameters)
+    wrong = [repr(value) for value in marker.args] + [name for name in marker.kwargs if name not in known]
+    if wrong:
+        pytest.fail(
+            f"the marker {_MARKER} does not take {', '.join(wrong)}; its options are, by name: {', '.join(known)}",
+            pytrace=False,
+        )
+    return dict(marker.kwargs)
 
 
 @pytest.fixture
@@ -53,10 +68,12 @@ def openai_batches_clock(openai_batches_emulator: Emulator) -> BatchClock:
 
 
 @pytest.fixture
-def openai_batches_connection(openai_batches_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> EmulatorConnection:
+def openai_batches_connection(openai_batches_emulator: Emulator) -> Iterator[EmulatorConnection]:
     """The Airflow connection ``openai_batches_default`` points to the emulator; call it for other ids or fields."""
     from airflow_provider_openai_batches.testing.connection import EmulatorConnection
 
-    connect = EmulatorConnection(openai_batches_emulator, monkeypatch)
-    connect()
-    return connect
+    # One of its own: a test may undo what it patched with the fixture.
+    with pytest.MonkeyPatch.context() as environment:
+        connect = EmulatorConnection(openai_batches_emulator, environment)
+        connect()
+        yield connect

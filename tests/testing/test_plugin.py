@@ -124,6 +124,12 @@ def test_with_the_clock(openai_batches_emulator, openai_batches_clock):
     openai_batches_clock.seconds_per_look = 2
     assert look(openai_batches_emulator, batch)["status"] == "cancelled"
 
+@pytest.mark.openai_batches_emulator(speed=100_000)
+def test_with_the_clock_and_a_speed(openai_batches_emulator, openai_batches_clock):
+    began = openai_batches_clock.now
+    time.sleep(0.01)
+    assert openai_batches_clock.now == began
+
 @pytest.mark.openai_batches_emulator(batch_seconds=1.5 * 3600)
 def test_without(openai_batches_emulator):
     batch = submit(openai_batches_emulator)
@@ -132,7 +138,7 @@ def test_without(openai_batches_emulator):
     assert openai_batches_emulator.now - shown[0]["created_at"] == 2 * 3600
 """
     )
-    result.assert_outcomes(passed=2)
+    result.assert_outcomes(passed=3)
 
 
 def test_nothing_is_left_after_a_test(run: Run, project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +189,20 @@ def test(openai_batches_connection, openai_batches_emulator, monkeypatch):
     result.assert_outcomes(passed=1)
 
 
+def test_a_test_that_undoes_its_patches_keeps_its_connection(run: Run) -> None:
+    result = run("""
+import os
+
+def test(monkeypatch, openai_batches_connection):
+    monkeypatch.undo()
+    assert "AIRFLOW_CONN_OPENAI_BATCHES_DEFAULT" in os.environ
+
+def test_after():
+    assert "AIRFLOW_CONN_OPENAI_BATCHES_DEFAULT" not in os.environ
+""")
+    result.assert_outcomes(passed=2)
+
+
 def test_a_proxy_is_not_asked_for_the_emulator(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "intranet.example")
@@ -211,13 +231,14 @@ def test_both(openai_batches_emulator):
     assert [requests.get(url, headers=each, timeout=10).status_code for each in ({}, key)] == [401, 200]
     assert openai_batches_emulator.now - began == 1
 
-@pytest.mark.openai_batches_emulator(sped=3)
+@pytest.mark.openai_batches_emulator(3, sped=3)
 def test_misspelled(openai_batches_emulator):
     pass
 """
     )
     result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["*unexpected keyword argument 'sped'*"])
+    refused = "the marker openai_batches_emulator does not take 3, sped; its options are, by name:"
+    result.stdout.fnmatch_lines([f"{refused} data_dir, api_key, speed,*"])
 
 
 def test_processes_of_xdist_have_an_emulator_each(run: Run) -> None:
