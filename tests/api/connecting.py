@@ -7,8 +7,9 @@ from typing import Any
 
 from airflow_provider_openai_batches.api.client import BatchClient
 from airflow_provider_openai_batches.api.settings import ClientSettings
+from tests.conftest import API_KEY
 
-API_KEY = "sk-test-0123456789abcdefghij"
+__all__ = ["API_KEY", "closed_port", "connect"]
 
 
 def connect(base_url: str, pauses: list[float] | None = None, *, attempts: int = 5, **settings: Any) -> BatchClient:
