@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import datetime
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath, XComArg
+from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath
 
-from airflow_provider_openai_batches.api.errors import InvalidInputError, OpenAIBatchesError, WaitTimeoutError
+from airflow_provider_openai_batches.api.errors import OpenAIBatchesError, WaitTimeoutError
 from airflow_provider_openai_batches.assets import announce_results
-from airflow_provider_openai_batches.compat import has_ended, task_state_store
+from airflow_provider_openai_batches.compat import has_ended
 from airflow_provider_openai_batches.jobs.verdict import RowsFailedError, check_max_failed, raise_for_results
 from airflow_provider_openai_batches.links import OpenAIBatchesPageLink, OpenAIBatchLink, OpenAIBatchResultsLink
 from airflow_provider_openai_batches.operators import parameters
 from airflow_provider_openai_batches.operators.base import OpenAIBatchesOperator
+from airflow_provider_openai_batches.operators.opening import Rows, open_job
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -28,26 +27,6 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from airflow_provider_openai_batches.jobs.engine import Job, Waiting
-    from airflow_provider_openai_batches.jobs.plan import JobSettings
-
-STORE_KEY = "openai_job"
-
-
-class _Rows:
-    """Rows on their way through Airflow, which renders, compares and shows whatever it can look into.
-
-    :param source: the rows, or the function that returns them
-    """
-
-    def __init__(self, source: Any) -> None:
-        self.source = source
-
-    def __str__(self) -> str:
-        # The same at each parse: Airflow makes a new version of the DAG when this changes.
-        if isinstance(self.source, (list, tuple)):
-            return f"{len(self.source):,} requests"
-        kind = self.source if callable(self.source) else type(self.source)
-        return f"requests from {getattr(kind, '__qualname__', type(kind).__qualname__)}"
 
 
 def _bought(job: Job) -> dict[str, str]:
@@ -174,10 +153,7 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
 
     @requests.setter
     def requests(self, source: Any) -> None:
-        # Airflow sets this again when it has rendered it. Only a path or an upstream task's output is its to resolve;
-        # rows are data, whatever they look like, and too many to be shown.
-        is_for_airflow = isinstance(source, (str, XComArg, ObjectStoragePath, _Rows))
-        self._requests = source if is_for_airflow else _Rows(source)
+        self._requests = Rows.of(source)  # Airflow sets this again when it has rendered it.
 
     @property
     def results_path(self) -> str:
@@ -204,7 +180,7 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
         from airflow_provider_openai_batches.jobs.engine import Finished, Stopped, Waiting, advance
 
         self._ti = context["ti"]
-        job = self._job = self._open(context, resuming=resuming)
+        job = self._job = open_job(self, lambda: self._rows(context), context, resuming=resuming)
         while True:
             self._stop_if_killed(job)
             self._stop_if_late(job)
@@ -334,86 +310,6 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
             method_name="execute_complete",
         )
 
-    def _open(self, context: Context, *, resuming: bool) -> Job:
-        from airflow_provider_openai_batches.api.client import BatchClient
-        from airflow_provider_openai_batches.jobs.directory import open_directory
-        from airflow_provider_openai_batches.jobs.engine import Job
-        from airflow_provider_openai_batches.jobs.ledger import Owner
-        from airflow_provider_openai_batches.jobs.opening import Replan, open_ledger
-        from airflow_provider_openai_batches.jobs.requests import read_requests
-
-        ti, store = context["ti"], task_state_store(context)
-        if str(self.output_path).strip() in ("", "None"):
-            raise InvalidInputError("output_path", f"expected a directory or its URI, got {self.output_path!r}.")
-        directory = open_directory(self.output_path)
-        settings = self._settings()
-        ledger = open_ledger(
-            directory,
-            Owner(ti.dag_id, ti.task_id, ti.run_id, -1 if ti.map_index is None else ti.map_index),
-            attempt=f"{ti.try_number}-{uuid.uuid4().hex}",
-            max_tries=ti.max_tries,
-            endpoint=self.endpoint,
-            resuming=resuming,
-            began_at=(store.get(STORE_KEY) or {}).get("output_path") if store is not None else None,
-            replan=Replan(self.replan),
-        )
-        if store is not None and not resuming and not self.plan_only:
-            store.set(STORE_KEY, {"output_path": str(directory), "job_id": ledger.job_id})
-        if self.timeout is not None and ledger.deadline is None:
-            ledger.deadline = time.time() + self.timeout
-        client = self.hook.get_conn()
-        return Job(
-            directory=directory,
-            ledger=ledger,
-            settings=settings,
-            client=client,
-            creator=BatchClient(client.settings, attempts=1),
-            read_requests=lambda: read_requests(self._rows(context), settings.template),
-        )
-
     def _rows(self, context: Context) -> Any:
         """Return the source of the rows. Called when they are planned, and only then."""
-        return self.requests.source if isinstance(self.requests, _Rows) else self.requests
-
-    def _settings(self) -> JobSettings:
-        from airflow_provider_openai_batches.jobs.classify import RetryLimits
-        from airflow_provider_openai_batches.jobs.plan import JobSettings
-        from airflow_provider_openai_batches.jobs.pricing import parse_prices
-        from airflow_provider_openai_batches.jobs.requests import RequestTemplate
-        from airflow_provider_openai_batches.jobs.results import Rules
-        from airflow_provider_openai_batches.jobs.shards import ShardLimits
-        from airflow_provider_openai_batches.jobs.structured import OutputSchema
-
-        if self.output_format == "parquet" and find_spec("pyarrow") is None:
-            raise InvalidInputError(
-                "output_format", "parquet needs pyarrow: pip install 'airflow-provider-openai-batches[parquet]'."
-            )
-        output = None if self.output_type is None else OutputSchema.of(self.output_type)
-        queue_limits = self.hook.queue_limits  # Each look is one at the connection.
-        return JobSettings(
-            template=RequestTemplate(
-                endpoint=self.endpoint,
-                model=self.model,
-                system_prompt=self.system_prompt,
-                body=self.body or {},
-                output=output,
-            ),
-            limits=ShardLimits(
-                max_requests=self.max_requests_per_batch,
-                max_bytes=self.max_bytes_per_batch,
-                max_tokens=queue_limits or None,
-            ),
-            rules=Rules(
-                endpoint=self.endpoint,
-                limits=RetryLimits(max_attempts=self.max_attempts),
-                parse_output=None if output is None else output.parse,
-            ),
-            max_active_batches=self.max_active_batches,
-            queue_limits=queue_limits,
-            prices=parse_prices(self.prices) if self.prices is not None else self.hook.prices,
-            max_cost=self.max_cost,
-            dry_run=self.plan_only,
-            output_format=self.output_format,
-            delete_remote_files=self.delete_remote_files,
-            cancel_when_late=self.on_timeout == "cancel",
-        )
+        return self.requests.source if isinstance(self.requests, Rows) else self.requests

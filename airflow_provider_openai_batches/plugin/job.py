@@ -16,7 +16,7 @@ from airflow_provider_openai_batches.api.models import TERMINAL_STATUSES, Batch,
 from airflow_provider_openai_batches.jobs.directory import open_directory
 from airflow_provider_openai_batches.jobs.ledger import Ledger, LedgerError, Owner, Round, Shard, load_ledger
 from airflow_provider_openai_batches.jobs.pricing import Price
-from airflow_provider_openai_batches.operators.job import STORE_KEY
+from airflow_provider_openai_batches.operators.opening import STORE_KEY
 from airflow_provider_openai_batches.plugin import database
 from airflow_provider_openai_batches.plugin.access import Caller, CallerDep, PlaceDep, Scope, is_conn_id
 from airflow_provider_openai_batches.plugin.account import account

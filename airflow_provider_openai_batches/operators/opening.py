@@ -1,0 +1,138 @@
+"""From an operator's parameters to its job, in the hands of this attempt."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import ObjectStoragePath, XComArg
+
+from airflow_provider_openai_batches.api.errors import InvalidInputError
+from airflow_provider_openai_batches.compat import task_state_store
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_openai_batches.jobs.engine import Job
+    from airflow_provider_openai_batches.jobs.plan import JobSettings
+    from airflow_provider_openai_batches.operators.job import OpenAIBatchOperator
+
+STORE_KEY = "openai_job"
+
+
+class Rows:
+    """Rows on their way through Airflow, which renders, compares and shows whatever it can look into.
+
+    :param source: the rows, or the function that returns them
+    """
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+
+    @classmethod
+    def of(cls, source: Any) -> Any:
+        """Wrap what is none of Airflow's business.
+
+        Only a path or an upstream task's output is Airflow's to resolve; rows are data, whatever they look like, and
+        too many to be shown.
+        """
+        return source if isinstance(source, (str, XComArg, ObjectStoragePath, cls)) else cls(source)
+
+    def __str__(self) -> str:
+        # The same at each parse: Airflow makes a new version of the DAG when this changes.
+        if isinstance(self.source, (list, tuple)):
+            return f"{len(self.source):,} requests"
+        kind = self.source if callable(self.source) else type(self.source)
+        return f"requests from {getattr(kind, '__qualname__', type(kind).__qualname__)}"
+
+
+def open_job(operator: OpenAIBatchOperator, rows: Callable[[], Any], context: Context, *, resuming: bool) -> Job:
+    """Take up the job of an operator's task instance, or begin it.
+
+    :param operator: whose parameters say what the job is
+    :param rows: returns the source of the rows. Called when they are planned, and only then
+    :param context: the task instance's
+    :param resuming: whether this goes on after a deferral, so that there has to be a job
+    """
+    from airflow_provider_openai_batches.api.client import BatchClient
+    from airflow_provider_openai_batches.jobs.directory import open_directory
+    from airflow_provider_openai_batches.jobs.engine import Job
+    from airflow_provider_openai_batches.jobs.ledger import Owner
+    from airflow_provider_openai_batches.jobs.opening import Replan, open_ledger
+    from airflow_provider_openai_batches.jobs.requests import read_requests
+
+    ti, store = context["ti"], task_state_store(context)
+    if str(operator.output_path).strip() in ("", "None"):
+        raise InvalidInputError("output_path", f"expected a directory or its URI, got {operator.output_path!r}.")
+    directory = open_directory(operator.output_path)
+    settings = _settings(operator)
+    ledger = open_ledger(
+        directory,
+        Owner(ti.dag_id, ti.task_id, ti.run_id, -1 if ti.map_index is None else ti.map_index),
+        attempt=f"{ti.try_number}-{uuid.uuid4().hex}",
+        max_tries=ti.max_tries,
+        endpoint=operator.endpoint,
+        resuming=resuming,
+        began_at=(store.get(STORE_KEY) or {}).get("output_path") if store is not None else None,
+        replan=Replan(operator.replan),
+    )
+    if store is not None and not resuming and not operator.plan_only:
+        store.set(STORE_KEY, {"output_path": str(directory), "job_id": ledger.job_id})
+    if operator.timeout is not None and ledger.deadline is None:
+        ledger.deadline = time.time() + operator.timeout
+    client = operator.hook.get_conn()
+    return Job(
+        directory=directory,
+        ledger=ledger,
+        settings=settings,
+        client=client,
+        creator=BatchClient(client.settings, attempts=1),
+        read_requests=lambda: read_requests(rows(), settings.template),
+    )
+
+
+def _settings(operator: OpenAIBatchOperator) -> JobSettings:
+    from airflow_provider_openai_batches.jobs.classify import RetryLimits
+    from airflow_provider_openai_batches.jobs.plan import JobSettings
+    from airflow_provider_openai_batches.jobs.pricing import parse_prices
+    from airflow_provider_openai_batches.jobs.requests import RequestTemplate
+    from airflow_provider_openai_batches.jobs.results import Rules
+    from airflow_provider_openai_batches.jobs.shards import ShardLimits
+    from airflow_provider_openai_batches.jobs.structured import OutputSchema
+
+    if operator.output_format == "parquet" and find_spec("pyarrow") is None:
+        raise InvalidInputError(
+            "output_format", "parquet needs pyarrow: pip install 'airflow-provider-openai-batches[parquet]'."
+        )
+    output = None if operator.output_type is None else OutputSchema.of(operator.output_type)
+    queue_limits = operator.hook.queue_limits  # Each look is one at the connection.
+    return JobSettings(
+        template=RequestTemplate(
+            endpoint=operator.endpoint,
+            model=operator.model,
+            system_prompt=operator.system_prompt,
+            body=operator.body or {},
+            output=output,
+        ),
+        limits=ShardLimits(
+            max_requests=operator.max_requests_per_batch,
+            max_bytes=operator.max_bytes_per_batch,
+            max_tokens=queue_limits or None,
+        ),
+        rules=Rules(
+            endpoint=operator.endpoint,
+            limits=RetryLimits(max_attempts=operator.max_attempts),
+            parse_output=None if output is None else output.parse,
+        ),
+        max_active_batches=operator.max_active_batches,
+        queue_limits=queue_limits,
+        prices=parse_prices(operator.prices) if operator.prices is not None else operator.hook.prices,
+        max_cost=operator.max_cost,
+        dry_run=operator.plan_only,
+        output_format=operator.output_format,
+        delete_remote_files=operator.delete_remote_files,
+        cancel_when_late=operator.on_timeout == "cancel",
+    )
