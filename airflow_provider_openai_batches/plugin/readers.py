@@ -40,10 +40,15 @@ def read_in_time(key: Hashable, read: Callable[[], T]) -> T:
 
 
 def _run(key: Hashable, read: Callable[[], Any], reading: Future[Any]) -> None:
+    result, error = None, None
     try:
-        reading.set_result(read())
-    except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+        result = read()
+    except BaseException as raised:  # noqa: BLE001 - raised where it is waited for
+        error = raised
+    # Before anybody has the answer: who then asks again gets a new one, and this one is not counted as one that hangs.
+    with _lock:
+        del _running[key]
+    if error is None:
+        reading.set_result(result)
+    else:
         reading.set_exception(error)
-    finally:
-        with _lock:
-            del _running[key]

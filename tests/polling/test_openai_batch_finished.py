@@ -464,7 +464,7 @@ def test_triggers_of_one_connection_share_their_looks(world: World, conn_id: str
         tasks += [asyncio.create_task(follow(number, stores[number])) for number in range(1, 21)]
         await until(lambda: all(store.kept for store in stores))
         assert len(world.requests) - calls <= 8
-        assert len(poll_threads()) == 1
+        await until(lambda: len(poll_threads()) == 1)
         world.change([old], "expired")
         [new] = world.add(status="completed", created_at=NOW + 101 * HOUR_S)
         await until(lambda: all(new in watched.get(number, []) for number in range(1, 21)))

@@ -18,7 +18,7 @@ from airflow_provider_openai_batches.api.errors import OpenAIBatchesError, statu
 from airflow_provider_openai_batches.polling import BatchPoller, Outage, Track, backoff_s
 from tests.api.scripted_server import RESET, Answer
 from tests.polling.conftest import Connect
-from tests.polling.waiting import poll_tasks, poll_threads, run, seconds, sighted, sockets_to, until, wait_for
+from tests.polling.waiting import poll_tasks, poll_threads, run, sighted, sockets_to, until, wait_for
 from tests.polling.world import World, error
 
 NEVER = 3600.0
@@ -56,7 +56,7 @@ def test_a_thousand_triggers_that_join_within_a_second_do_not_start_a_thousand_p
         for batch_id in batches:
             waits.append(asyncio.create_task(wait_for(conn_id, batch_id, poll_interval=interval)))
             await asyncio.sleep(0.0005)
-        assert len(poll_tasks()) == len(poll_threads()) == 1
+        await until(lambda: len(poll_tasks()) == len(poll_threads()) == 1)
         # The first poll serves those that were there, the second everybody.
         await until(lambda: world.pages >= 10)
         assert len(world.requests) <= 11 * (2 + (asyncio.get_running_loop().time() - began) / (0.9 * interval))
@@ -71,11 +71,13 @@ def test_a_completion_is_noticed_within_one_interval(world: World, conn_id: str)
     world.add(150)
 
     async def main() -> None:
-        wait = asyncio.create_task(wait_for(conn_id, quick, poll_interval=0.5))
+        wait = asyncio.create_task(wait_for(conn_id, quick, poll_interval=0.2))
         bystander = asyncio.create_task(wait_for(conn_id, slow, poll_interval=NEVER))
         await until(lambda: len(world.requests) >= 3)
         world.change([quick], "completed")
-        assert await seconds(wait) < 0.5 + 0.3
+        calls = len(world.requests)
+        await wait
+        assert len(world.requests) - calls <= 2 * 2, "two calls a look, and one look may have been under way"
         bystander.cancel()
 
     run(main())
@@ -323,23 +325,23 @@ def test_the_pause_of_an_outage_grows_to_five_minutes_and_never_below_the_interv
 # --- the event loop -------------------------------------------------------------------------------------------------
 
 
-def test_a_slow_service_delays_neither_the_event_loop_nor_its_default_executor(world: World, conn_id: str) -> None:
+def test_a_slow_service_holds_up_neither_the_event_loop_nor_its_default_executor(world: World, conn_id: str) -> None:
     batches = world.add(150)
-    world.latency_s = 0.5
+    answer = threading.Event()
+    world.trouble = lambda request: None if answer.wait(30) else error(503)
 
     async def main() -> None:
-        loop = asyncio.get_running_loop()
-        loop.set_default_executor(ThreadPoolExecutor(1))
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
         waits = [asyncio.create_task(wait_for(conn_id, batch_id)) for batch_id in batches]
-        await until(lambda: len(world.requests) >= 1)
-        lags = []
-        while len(world.requests) < 3:
-            assert await seconds(asyncio.to_thread(lambda: None)) < 0.25
-            lags.append(await seconds(asyncio.sleep(0.01)) - 0.01)
-        assert len(lags) > 20
-        assert max(lags) < 0.25
-        world.latency_s = 0
-        world.change(batches, "completed")
+        try:
+            await until(lambda: len(world.requests) == 1)
+            # A call that had one of the two would keep it until we let the service answer.
+            for _ in range(20):
+                await asyncio.to_thread(lambda: None)
+            assert len(world.requests) == 1
+            world.change(batches, "completed")
+        finally:
+            answer.set()
         await asyncio.gather(*waits)
 
     run(main())
@@ -382,7 +384,7 @@ def test_the_last_waiter_out_closes_loop_client_and_thread_and_the_next_one_open
             waits = [asyncio.create_task(wait_for(conn_id, batch_id, poll_interval=0.05)) for batch_id in batches]
             calls = len(world.requests)
             await until(lambda calls=calls: len(world.requests) >= calls + 2)
-            assert len(poll_tasks()) == len(poll_threads()) == sockets_to(world.port) == 1
+            await until(lambda: len(poll_tasks()) == len(poll_threads()) == sockets_to(world.port) == 1)
             waits.pop().cancel()
             calls = len(world.requests)
             await until(lambda calls=calls: len(world.requests) >= calls + 2)

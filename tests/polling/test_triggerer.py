@@ -41,7 +41,7 @@ def test_hundreds_of_deferred_tasks_share_one_poll_loop(service: World, triggere
     until(lambda: len(triggerer.task_logs("is in_progress")) == waiters, within=60)
 
     calls, began = len(service.requests), time.monotonic()
-    until(lambda: len(service.requests) >= calls + 9, within=15)
+    until(lambda: len(service.requests) >= calls + 9, within=60)
     polls = 1 + (time.monotonic() - began) / (0.9 * interval)
     assert len(service.requests) - calls <= 3 * polls
     assert triggerer.sockets_to(service.port) == 1

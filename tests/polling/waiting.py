@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import psutil
@@ -50,14 +50,6 @@ async def wait_for(conn_id: str, *batch_ids: str, status: str = "completed", pol
             if not isinstance(news, Outage):
                 done |= {batch_id for batch_id, batch in news.items() if batch.status == status}
     return done
-
-
-async def seconds(awaitable: Awaitable[object]) -> float:
-    """How long it takes."""
-    clock = asyncio.get_running_loop().time
-    began = clock()
-    await awaitable
-    return clock() - began
 
 
 def poll_threads() -> list[str]:
