@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from weakref import WeakSet
 
 import msgspec
@@ -19,6 +19,8 @@ from airflow_provider_openai_batches.hooks.openai_batches import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
     from airflow_provider_openai_batches.survey import Cursor, Survey
+
+_Wanted: TypeAlias = str | Collection[str] | None
 
 _DELIVERED_WITHIN_S = 3.0
 """The triggerer hands events on every second. What is noted as told before that is lost if the triggerer dies."""
@@ -45,7 +47,8 @@ class OpenAIBatchFinishedTrigger(BaseEventTrigger):
     :param conn_id: Airflow connection
     :param statuses: of ``completed``, ``failed``, ``expired`` and ``cancelled``; default: all
     :param endpoint: such as ``/v1/responses``; default: any
-    :param metadata: what the batch's metadata must have, by key: a value, a list of values, or None for any value
+    :param metadata: what the batch's metadata must have, by key: a value, a list of values, or None for any value;
+        also as pairs of key and value
     :param dag_id: the DAG that made the batch; default: any, and those made outside Airflow
     :param poll_interval: seconds between looks; triggers with the same one share their looks (Airflow 3.3)
     """
@@ -59,7 +62,7 @@ class OpenAIBatchFinishedTrigger(BaseEventTrigger):
         conn_id: str = DEFAULT_CONN_ID,
         statuses: Collection[str] | None = None,
         endpoint: str | None = None,
-        metadata: Mapping[str, str | Collection[str] | None] | None = None,
+        metadata: Mapping[str, _Wanted] | Iterable[tuple[str, _Wanted]] | None = None,
         dag_id: str | None = None,
         poll_interval: float = 60,
     ) -> None:
@@ -72,7 +75,7 @@ class OpenAIBatchFinishedTrigger(BaseEventTrigger):
         self.conn_id = conn_id
         self.statuses = sorted(map(str, statuses or TERMINAL_STATUSES))
         self.endpoint = endpoint
-        self.metadata = {key: _values(metadata[key]) for key in sorted(metadata or ())} if metadata else {}
+        self.metadata = {key: _values(wanted) for key, wanted in sorted(dict(metadata or ()).items())}
         self.dag_id = dag_id
         self.poll_interval = float(poll_interval)
         self._cursor: Cursor | None = None
@@ -80,14 +83,17 @@ class OpenAIBatchFinishedTrigger(BaseEventTrigger):
         self._store: Any = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return what the triggerer rebuilds this trigger from; no secret is among it."""
+        """Return what the triggerer rebuilds this trigger from; no secret is among it.
+
+        Nor is a mapping: Airflow 3.2 hands a watcher `{"Encoding.VAR": {...}, "Encoding.TYPE": "dict"}` in its place.
+        """
         return (
             f"{type(self).__module__}.{type(self).__name__}",
             {
                 "conn_id": self.conn_id,
                 "statuses": self.statuses,
                 "endpoint": self.endpoint,
-                "metadata": self.metadata,
+                "metadata": [list(pair) for pair in self.metadata.items()],
                 "dag_id": self.dag_id,
                 "poll_interval": self.poll_interval,
             },
@@ -169,7 +175,8 @@ class OpenAIBatchFinishedTrigger(BaseEventTrigger):
     @property
     def _key(self) -> str:
         """Under which the cursor is kept: another filter begins anew, another interval does not."""
-        wanted = {name: value for name, value in self.serialize()[1].items() if name != "poll_interval"}
+        wanted = {**self.serialize()[1], "metadata": self.metadata}
+        del wanted["poll_interval"]
         return f"openai_batches.{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:16]}"
 
     async def _load(self) -> Cursor | None:
@@ -209,6 +216,6 @@ class OpenAIBatchFinishedTrigger(BaseEventTrigger):
             self._saved = cursor
 
 
-def _values(value: str | Collection[str] | None) -> list[str] | None:
+def _values(value: _Wanted) -> list[str] | None:
     """Return the values that are allowed; None for any."""
     return [value] if isinstance(value, str) else None if value is None else sorted(value)

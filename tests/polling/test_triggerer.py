@@ -11,9 +11,9 @@ import pytest
 from tests.polling.triggerer import Triggerer, until, waiting_for
 from tests.polling.world import World
 
-pytestmark = pytest.mark.airflow
+pytestmark = [pytest.mark.airflow, pytest.mark.timeout(300)]
 
-CONN_ID = "in_triggerer"
+CONN_ID, WATCHED = "in_triggerer", "watched"
 KEY = "sk-in-triggerer-0123456789"
 
 
@@ -25,13 +25,49 @@ def service() -> Iterator[World]:
 
 
 @pytest.fixture(scope="module")
-def triggerer(service: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triggerer]:
-    """A running triggerer with a connection to the service."""
+def watched_service() -> Iterator[World]:
+    with World() as world:
+        world.key = KEY
+        yield world
+
+
+@pytest.fixture(scope="module")
+def triggerer(service: World, watched_service: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triggerer]:
+    """A running triggerer with a connection to each service."""
     connection = {"conn_type": "openai_batches", "host": service.base_url, "password": KEY}
     home = tmp_path_factory.mktemp("triggerer") / "airflow"
-    with Triggerer(home, {CONN_ID: json.dumps(connection)}) as triggerer:
+    watched = {**connection, "host": watched_service.base_url}
+    with Triggerer(home, {CONN_ID: json.dumps(connection), WATCHED: json.dumps(watched)}) as triggerer:
         triggerer.start()
         yield triggerer
+
+
+WATCHER = """
+from airflow.sdk import DAG, Asset, AssetWatcher
+from airflow_provider_openai_batches.triggers.openai_batch_finished import OpenAIBatchFinishedTrigger
+
+trigger = OpenAIBatchFinishedTrigger(
+    conn_id="watched", metadata={"team": ["search", "ads"], "tier": None}, poll_interval=0.2
+)
+with DAG("look", schedule=[Asset("ended", watchers=[AssetWatcher(name="openai", trigger=trigger)])]):
+    pass
+"""
+
+
+def test_a_watcher_tells_of_what_its_filters_let_through(watched_service: World, triggerer: Triggerer) -> None:
+    """An Airflow writes a watcher's arguments down in a way of its own, by version."""
+    tier, others = {"tier": "2"}, {"metadata": {"team": "mail", "tier": "2"}}
+    [other] = watched_service.add(**others)
+    [mine] = watched_service.add(metadata={"team": "ads", **tier})
+    watchers = triggerer.parse("watcher.py", WATCHER)
+    until(lambda: len(watched_service.requests) >= 2, within=60)
+
+    watched_service.change([other, mine], "completed")
+    until(lambda: [each["batch_id"] for each in triggerer.told()] == [mine], within=30)
+    assert len(watchers) == 1
+    assert triggerer.parse("watcher.py", WATCHER) == watchers
+    [later] = watched_service.add(status="failed", metadata={"team": "search", **tier})
+    until(lambda: [each["batch_id"] for each in triggerer.told()] == [mine, later], within=30)
 
 
 def test_hundreds_of_deferred_tasks_share_one_poll_loop(service: World, triggerer: Triggerer) -> None:

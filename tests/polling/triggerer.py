@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from airflow_provider_openai_batches.triggers.openai_batch_finished import OpenAIBatchFinishedTrigger
 from airflow_provider_openai_batches.triggers.openai_batches import OpenAIBatchTrigger
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +51,7 @@ class Triggerer:
             "AIRFLOW_HOME": str(home),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags"),
+            "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
             "PYTHONPATH": str(ROOT),
             **{f"AIRFLOW_CONN_{conn_id.upper()}": text for conn_id, text in connections.items()},
@@ -69,6 +71,14 @@ class Triggerer:
         first = self.states().total()
         self._run(sys.executable, "-m", "tests.polling.seed", text=json.dumps(list(triggers)))
         return first
+
+    def parse(self, name: str, text: str) -> list[int]:
+        """Have a DAG file read as the DAG processor does it; return the ids of its watchers' triggers."""
+        path = self.home / "dags" / name
+        path.write_text(text)
+        self._run(sys.executable, "-m", "tests.polling.parse", str(path))
+        wanted = f"%.{OpenAIBatchFinishedTrigger.__name__}"
+        return [trigger for (trigger,) in self._sql("SELECT id FROM trigger WHERE classpath LIKE ?", wanted)]
 
     def start(self, **env: str) -> None:
         """Start the triggerer."""
@@ -126,6 +136,10 @@ class Triggerer:
         [(kwargs,)] = self._sql("SELECT next_kwargs FROM task_instance WHERE map_index = ?", map_index)
         found = json.loads(kwargs or "{}")
         return found.get("__var", found).get("event")
+
+    def told(self) -> list[dict[str, Any]]:
+        """What watchers have told, oldest first."""
+        return [json.loads(extra)["payload"] for (extra,) in self._sql("SELECT extra FROM asset_event ORDER BY id")]
 
     def mark(self, map_index: int, state: str) -> None:
         """Give a task a state, as a user does who marks it."""
