@@ -152,6 +152,7 @@ class APIStatusError(OpenAIBatchesError):
         )
         message = f"{call} was refused with HTTP {status}: {reason}" + (f" ({details})" if details else "")
         super().__init__(f"{message} {self.hint}".rstrip(), transient=transient)
+        self.reason = reason
         self.status = status
         self.code = code
         self.param = param

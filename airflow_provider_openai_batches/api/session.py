@@ -27,7 +27,9 @@ _CONNECT_TIMEOUT_S = 10.0
 _SEND_TIMEOUT_S = 60.0
 """For uploads: urllib3 holds each write on a new connection to the connect timeout."""
 
-_TRANSFER_TIMEOUT_S = 600.0
+TRANSFER_TIMEOUT_S = 600.0
+"""Shortest time that the server may be silent while a file goes either way, or while a model thinks."""
+
 _CHUNK_BYTES = 65_536
 _ERROR_BODY_BYTES = 65_536
 _LARGEST_ANSWER_BYTES = 64 << 20
@@ -125,12 +127,24 @@ class ServiceSession:
         # The body is no variable here: it may repeat the key, and some show the variables of a traceback.
         decoded = _decoded(self._body(f"{method} /{'/'.join(path)}", response, within_s=within_s))
         if decoded is None:
-            kind = self._redacted(response.headers.get("content-type", "no content type"))
-            raise InvalidResponseError(
-                f"{method} /{'/'.join(path)} at {self.settings.base_url} answered {response.status_code} with {kind}, "
-                "not a JSON object. Is the connection's host the base URL of the API, including '/v1'?"
-            )
+            raise self._no_json(f"{method} /{'/'.join(path)}", response)
         return decoded
+
+    def raw_json(self, method: str, *path: str, **options: Any) -> tuple[requests.Response, bytes]:
+        """Make one request and return the JSON object of its answer as it came, on one line.
+
+        For answers of models: numbers keep their digits, whatever a reader would make of them. The server may be
+        silent for as long as with files.
+
+        :param options: those of :meth:`send`
+        :raises InvalidResponseError: the answer is something else, or endless
+        """
+        response = self.send(method, *path, transfer=True, **options)
+        call = f"{method} /{'/'.join(path)}"
+        line = _one_line_object(self._body(call, response, within_s=self._timeout_s(transfer=True)))
+        if line is None:
+            raise self._no_json(call, response)
+        return response, line
 
     def connection_error(self, call: str, error: requests.RequestException) -> APIConnectionError:
         """Describe an exchange that ended without a complete answer.
@@ -157,8 +171,15 @@ class ServiceSession:
         failure.timed_out = isinstance(error, requests.Timeout)
         return failure
 
+    def _no_json(self, call: str, response: requests.Response) -> InvalidResponseError:
+        kind = self._redacted(response.headers.get("content-type", "no content type"))
+        return InvalidResponseError(
+            f"{call} at {self.settings.base_url} answered {response.status_code} with {kind}, "
+            "not a JSON object. Is the connection's host the base URL of the API, including '/v1'?"
+        )
+
     def _timeout_s(self, transfer: bool) -> float:
-        return max(self.settings.timeout_s, _TRANSFER_TIMEOUT_S) if transfer else self.settings.timeout_s
+        return max(self.settings.timeout_s, TRANSFER_TIMEOUT_S) if transfer else self.settings.timeout_s
 
     def _body(self, call: str, response: requests.Response, *, within_s: float) -> bytes:
         """Read an answer that has to fit into memory and to arrive in time, however slowly it drips."""
@@ -220,6 +241,16 @@ def _decoded(body: bytes) -> dict[str, Any] | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return decoded if isinstance(decoded, dict) else None
+
+
+def _one_line_object(body: bytes) -> bytes | None:
+    """Return the JSON object that a body is without the blanks between its tokens, or None."""
+    try:
+        body.decode()  # The formatter does not look at the characters of a text.
+        line = msgspec.json.format(body, indent=-1)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return line if line.startswith(b"{") else None
 
 
 def _never_connected(error: requests.RequestException) -> bool:

@@ -197,6 +197,8 @@ class Emulator:
     def requests(self) -> list[ReceivedRequest]:
         """Every request of every batch that passed validation, in the order in which they were sent.
 
+        Behind them those that came to a model's own endpoint, without a batch: their ``batch_id`` is None.
+
         :raises RuntimeError: the emulator does not keep requests
         """
         from airflow_provider_openai_batches.emulator.receipts import received_requests

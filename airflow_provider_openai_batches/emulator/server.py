@@ -13,6 +13,7 @@ from airflow_provider_openai_batches.emulator.clock import VirtualClock
 from airflow_provider_openai_batches.emulator.faults import FaultError, Faults, parse_rule, parse_rules
 from airflow_provider_openai_batches.emulator.file_routes import FileRoutes
 from airflow_provider_openai_batches.emulator.http_faults import Handler, disturbed, json_response
+from airflow_provider_openai_batches.emulator.model_routes import LARGEST_BODY_BYTES, ModelRoutes
 from airflow_provider_openai_batches.emulator.runner import BatchRunner
 from airflow_provider_openai_batches.emulator.store import Store
 from airflow_provider_openai_batches.emulator.wire import ApiError, error_body, new_hex_id
@@ -22,6 +23,7 @@ _ABOUT = """openai-batches-emulator: a local server that speaks the OpenAI Batch
 
 POST   /v1/files                  GET /v1/files, /v1/files/{id}, /v1/files/{id}/content; DELETE /v1/files/{id}
 POST   /v1/batches                GET /v1/batches, /v1/batches/{id}; POST /v1/batches/{id}/cancel
+POST   /v1/chat/completions, /v1/responses, /v1/embeddings and the other endpoints of batches: one request at a time
 POST   /emulator/advance          {"seconds": n} moves the virtual clock and answers when all that was due has happened
 POST   /emulator/faults           add a fault rule, or a list of them; DELETE removes all
 GET    /emulator/calls            how often each route was called
@@ -52,7 +54,14 @@ class Calls:
 
 
 def create_app(
-    store: Store, clock: VirtualClock, runner: BatchRunner, faults: Faults, calls: Calls, *, api_key: str | None
+    store: Store,
+    clock: VirtualClock,
+    runner: BatchRunner,
+    models: ModelRoutes,
+    faults: Faults,
+    calls: Calls,
+    *,
+    api_key: str | None,
 ) -> web.Application:
     """Assemble the application.
 
@@ -60,13 +69,16 @@ def create_app(
     """
     doors = Doors(faults, calls, api_key)
     controls = Controls(clock, faults, calls)
-    app = web.Application(middlewares=[doors.count, doors.errors, doors.authenticate, doors.disturb])
+    app = web.Application(
+        middlewares=[doors.count, doors.errors, doors.authenticate, doors.disturb], client_max_size=LARGEST_BODY_BYTES
+    )
     app.on_response_prepare.append(_request_id)
     app.add_routes([web.get("/", _about)])
     files = FileRoutes(store, clock)
     app.add_routes(files.routes("/v1"))
     app.on_cleanup.append(files.close)
     app.add_routes(BatchRoutes(store, clock, runner).routes("/v1"))
+    app.add_routes(models.routes("/v1"))
     app.add_routes(controls.routes("/emulator"))
     return app
 

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from airflow_provider_openai_batches.emulator.clock import VirtualClock
 from airflow_provider_openai_batches.emulator.faults import Faults, Rule
+from airflow_provider_openai_batches.emulator.model_routes import ModelRoutes
 from airflow_provider_openai_batches.emulator.runner import BatchRunner
 from airflow_provider_openai_batches.emulator.server import Calls, create_app
 from airflow_provider_openai_batches.emulator.store import Store
@@ -103,7 +104,8 @@ async def serving(settings: Settings) -> AsyncIterator[Service]:
         )
         stack.push_async_callback(runner.stop)
         calls = Calls()
-        app = create_app(store, clock, runner, faults, calls, api_key=settings.api_key)
+        models = ModelRoutes(store, clock, upstream)
+        app = create_app(store, clock, runner, models, faults, calls, api_key=settings.api_key)
         server = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
         stack.push_async_callback(server.cleanup)
         await server.setup()

@@ -257,6 +257,11 @@ class Store:
 
     # Batches
 
+    @property
+    def direct_path(self) -> Path:
+        """Where the requests are kept that came without a batch, see keep_requests."""
+        return self._dir / "direct.jsonl"
+
     def notes_path(self, batch_id: str, suffix: Note) -> Path:
         """Where a running batch keeps what is too large for its record; removed when it ends, see keep_requests."""
         return self._dir / "batches" / f"{batch_id}{suffix}"

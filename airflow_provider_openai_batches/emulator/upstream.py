@@ -1,10 +1,10 @@
-"""Answer a batch's requests by asking another OpenAI-compatible server: Ollama, vLLM, llama.cpp, OpenAI itself."""
+"""Answer requests by asking another OpenAI-compatible server: Ollama, vLLM, llama.cpp, OpenAI itself."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
@@ -62,6 +62,19 @@ class UpstreamServer:
                 for _ in range(self._concurrency):
                     group.create_task(self._work(job, lines, left, spool, progress, enough))
 
+    async def ask(self, url: str, body: Mapping[str, Any]) -> tuple[Answer, float]:
+        """Ask once for a request that belongs to no batch; whoever sent it repeats it.
+
+        :return: the answer, and how many seconds the upstream wants to be left alone
+        """
+        async with self._turn:
+            try:
+                return await self._ask(url, body)
+            except TimeoutError:
+                return Answer(504, error_body("The upstream did not answer in time.", kind="server_error")), 0.0
+            except aiohttp.ClientError as error:
+                return Answer(502, _unreachable(error)), 0.0
+
     async def _work(
         self,
         job: Job,
@@ -96,7 +109,7 @@ class UpstreamServer:
             except TimeoutError:
                 return Spooled(line, None, TIMED_OUT)
             except aiohttp.ClientError as error:
-                reply = Answer(502, error_body(f"The upstream cannot be reached: {error}", kind="server_error"))
+                reply = Answer(502, _unreachable(error))
             else:
                 if reply.status != 429 and reply.status < 500:
                     break
@@ -105,7 +118,7 @@ class UpstreamServer:
                 await asyncio.sleep(min(wait_s, _LONGEST_WAIT_S))
         return Spooled(line, reply)
 
-    async def _ask(self, url: str, body: dict[str, Any]) -> tuple[Answer, float]:
+    async def _ask(self, url: str, body: Mapping[str, Any]) -> tuple[Answer, float]:
         """One POST: the answer, and how many seconds the upstream asks to wait."""
         path = url.removeprefix("/v1") if self._base_url.endswith("/v1") else url
         async with self._session.post(self._base_url + path, json=body) as response:
@@ -113,6 +126,10 @@ class UpstreamServer:
             retry_after = response.headers.get("Retry-After", "")
             wait_s = float(retry_after) if retry_after.isascii() and retry_after.isdigit() else 0.0
             return _reply(response.status, text), wait_s
+
+
+def _unreachable(error: aiohttp.ClientError) -> dict[str, Any]:
+    return error_body(f"The upstream cannot be reached: {error}", kind="server_error")
 
 
 def _recover(spool: BinaryIO, progress: UpstreamProgress) -> set[int]:

@@ -24,6 +24,9 @@ LIST = ("GET", "/v1/batches")
 CANCEL = ("POST", "/v1/batches/*/cancel")
 UPLOAD = ("POST", "/v1/files")
 DOWNLOAD = ("GET", "/v1/files/*/content")
+CHAT = ("POST", "/v1/chat/completions")
+RESPONSES = ("POST", "/v1/responses")
+EMBEDDINGS = ("POST", "/v1/embeddings")
 SHOWN_BATCHES = ("*", "/v1/batches**")
 """Which HTTP calls: a method and a path, globs."""
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import pytest
 from aiohttp import web
-from openai import OpenAI
+from openai import InternalServerError, OpenAI
 
 from airflow_provider_openai_batches.emulator import Emulator
 
@@ -125,6 +125,19 @@ def test_answers_are_the_upstreams_own(model: Model) -> None:
         lines = results(client, batch.output_file_id)
     assert lines["row-2"]["response"]["body"] == good("Question 2")[1]
     assert model.paths == {"/v1/chat/completions"}
+
+
+def test_single_request_is_passed_on_once_and_its_refusal_passed_back(model: Model) -> None:
+    with Emulator(speed=0, upstream=f"{model.url}/v1") as emulator:
+        client = OpenAI(base_url=emulator.base_url, api_key="any", max_retries=0)
+        answer = client.chat.completions.create(**request(1)["body"])
+        assert answer.choices[0].message.content == "Really: Question 1"
+        assert model.asked == {"Question 1": 1}
+    with Model(lambda *_: (503, "<html>overloaded</html>")) as busy, Emulator(upstream=busy.url) as emulator:
+        client = OpenAI(base_url=emulator.base_url, api_key="any", max_retries=0)
+        with pytest.raises(InternalServerError, match="overloaded"):
+            client.chat.completions.create(**request(1)["body"])
+        assert busy.asked.total() == 1
 
 
 def test_busy_upstream_is_asked_again_and_then_becomes_an_error_line() -> None:

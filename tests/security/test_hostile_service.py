@@ -148,7 +148,7 @@ def test_an_answer_that_drips_ends_with_the_timeout(script: Script, tmp_path: Pa
 def test_the_timeout_is_for_the_head_and_not_for_a_content_that_takes_longer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_openai_batches.api.session._TRANSFER_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("airflow_provider_openai_batches.api.session.TRANSFER_TIMEOUT_S", 1.0)
 
     def slowly() -> Iterator[bytes]:
         yield head("200 OK", "Content-Length: 6")
