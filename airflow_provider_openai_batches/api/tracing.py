@@ -14,7 +14,13 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
-SPANS = ("openai_batches.upload", "openai_batches.create", "openai_batches.download", "openai_batches.land")
+SPANS = (
+    "openai_batches.upload",
+    "openai_batches.create",
+    "openai_batches.download",
+    "openai_batches.land",
+    "openai_batches.direct",
+)
 
 
 def traced(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:

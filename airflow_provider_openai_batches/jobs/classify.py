@@ -21,6 +21,7 @@ any other status                                                 `failed`       
 `batch_cancelled`; no line in a cancelled batch                  `cancelled`       `batch_cancelled`      same, free
 `request_timeout`, or another error without an HTTP status       `failed`          the service's          same request
 no line in a completed batch                                     `missing`         `missing`              same, free
+not sent, in a round without a batch                             `missing`         `not_sent`             same, free
 no batch was created yet                                         `missing`         `not_submitted`        same, free
 no batch could be created, for the service refused it            `failed`          the service's          see [3]_
 ===============================================================  ================  =====================  ==============
@@ -49,6 +50,9 @@ from airflow_provider_openai_batches.jobs.lines import ABSENT, UNREADABLE, Resul
 
 if TYPE_CHECKING:
     from airflow_provider_openai_batches.jobs.structured import Parsed
+
+STOPPED = "stopped"
+"""How a round ended that was sent without a batch, and not to its end."""
 
 RETRYABLE_STATUSES = frozenset({408, 409, 429})
 """Besides 5xx."""
@@ -174,6 +178,8 @@ def _unanswered(batch_status: str) -> Retry:
             status, code, message = RowStatus.EXPIRED, "batch_expired", "The batch expired before the request ran."
         case BatchStatus.CANCELLED:
             status, code, message = RowStatus.CANCELLED, "batch_cancelled", "The batch was cancelled before it ran."
+        case _ if batch_status == STOPPED:
+            code, message = "not_sent", "The request was to be sent without a batch, and there was no time for it."
         case _:
             message = f"The batch is {batch_status}, but neither of its files has a line for the request."
             code = "missing"

@@ -16,6 +16,7 @@ from enum import Enum, auto
 from typing import Any
 
 from airflow_provider_openai_batches.api.client import BatchClient
+from airflow_provider_openai_batches.api.direct import DirectClient
 from airflow_provider_openai_batches.api.errors import (
     BadRequestError,
     BatchFailedError,
@@ -25,6 +26,8 @@ from airflow_provider_openai_batches.api.errors import (
     WrongPathError,
 )
 from airflow_provider_openai_batches.api.models import Batch, BatchStatus
+from airflow_provider_openai_batches.api.settings import ClientSettings
+from airflow_provider_openai_batches.jobs.direct import finish_directly, holds_back
 from airflow_provider_openai_batches.jobs.directory import JobDirectory
 from airflow_provider_openai_batches.jobs.finish import estimate, finish
 from airflow_provider_openai_batches.jobs.landing import AnswersGoneError, land, lost, review
@@ -41,6 +44,7 @@ from airflow_provider_openai_batches.jobs.plan import JobSettings, make_plan
 from airflow_provider_openai_batches.jobs.purchase import buy, cancel_twins
 from airflow_provider_openai_batches.jobs.queue import RequestTooLargeError, admitted, has_slot, release
 from airflow_provider_openai_batches.jobs.requests import Request
+from airflow_provider_openai_batches.jobs.sending import MOST_AT_ONCE
 from airflow_provider_openai_batches.sighting import look
 
 log = logging.getLogger(__name__)
@@ -68,6 +72,10 @@ class ShardRefusedError(OpenAIBatchesError):
     """The service refused a part of a job for good. All other rows have their results."""
 
 
+def _asker(settings: ClientSettings, sleep: Callable[[float], None]) -> DirectClient:
+    return DirectClient(settings, sleep=sleep)
+
+
 @dataclass
 class Job:
     """A job in the hands of one attempt.
@@ -82,6 +90,9 @@ class Job:
     :param monotonic: seconds that no one can turn back, to tell how long this process was held up
     :param landed: told of each batch that is over and dealt with, and of its model; once per batch
     :param patience: scales all pauses; 1 but for tests
+    :param asker: makes a client for one thread, to send rows without a batch, from its settings and its way to sleep
+    :param most_at_once: rows that are sent so at the same time
+    :param halted: set when the task is being ended: no more rows are sent so
     """
 
     directory: JobDirectory
@@ -94,6 +105,9 @@ class Job:
     monotonic: Callable[[], float] = time.monotonic
     landed: Callable[[Batch, str], None] = lambda batch, model: None
     patience: float = 1.0
+    asker: Callable[[ClientSettings, Callable[[float], None]], DirectClient] = _asker
+    most_at_once: int = MOST_AT_ONCE
+    halted: threading.Event = field(default_factory=threading.Event)
     # What one step has seen: batches that are over, tokens queued per model by all DAGs, and models without room.
     seen: dict[str, Batch] = field(default_factory=dict)
     queued: dict[str, int] | None = None
@@ -149,14 +163,17 @@ class Step(Enum):
     LAND = auto()
     REVIEW = auto()
     WAIT = auto()
+    HOLD = auto()
+    DIRECT = auto()
 
 
-def next_step(shard: Shard, now: float, *, buying: bool) -> Step:
+def next_step(shard: Shard, now: float, *, buying: bool, holding: bool = False) -> Step:
     """Decide what a shard needs.
 
     :param shard: as the ledger has it
     :param now: unix time
     :param buying: whether anything may be bought, or only landed what was
+    :param holding: whether what is left of it waits for the other shards, to be sent without a batch
     """
     current = shard.round
     if shard.finished or shard.refusal is not None:
@@ -165,6 +182,8 @@ def next_step(shard: Shard, now: float, *, buying: bool) -> Step:
         return Step.REVIEW
     if current.is_active or now < current.not_before:
         return Step.WAIT
+    if current.direct:
+        return Step.DIRECT
     if current.batch_id is not None:
         return Step.LAND
     if current.intent_at is not None:
@@ -172,6 +191,8 @@ def next_step(shard: Shard, now: float, *, buying: bool) -> Step:
         return Step.BUY
     if not buying:
         return Step.NOTHING
+    if holding and shard.is_between:
+        return Step.HOLD
     return Step.UPLOAD if current.file_id is None else Step.BUY
 
 
@@ -199,13 +220,20 @@ def advance(job: Job) -> Waiting | Finished | Stopped:
     errors = _look_at_batches(job)
     if ledger.stopping:
         cancel(job)
-    for shard in list(ledger.shards):
-        error = _advance_shard(job, shard, buying=not ledger.stopping and not errors)
-        if error is not None:
-            errors.append(error)
-    if errors:
-        raise _first(errors)
-    steps = {next_step(shard, job.now(), buying=not ledger.stopping) for shard in ledger.shards}
+    while True:
+        # How much is left is known when all that is over has landed.
+        holding = holds_back(job)
+        for shard in list(ledger.shards):
+            error = _advance_shard(job, shard, buying=not ledger.stopping and not errors, holding=holding)
+            if error is not None:
+                errors.append(error)
+        if errors:
+            raise _first(errors)
+        if not (holding and not holds_back(job)) and not finish_directly(job):
+            break
+    steps = {
+        next_step(shard, job.now(), buying=not ledger.stopping, holding=holds_back(job)) for shard in ledger.shards
+    }
     if steps <= {Step.NOTHING}:
         return _end(job)
     if job.full:
@@ -278,31 +306,31 @@ def _first(errors: list[OpenAIBatchesError]) -> OpenAIBatchesError:
 
 def _next_look(job: Job) -> float | None:
     """Return when something can be done even if no batch ends: a pause that is over, the deadline, another look."""
-    now, ledger = job.now(), job.ledger
+    now, ledger, holding = job.now(), job.ledger, holds_back(job)
     times = []
     for shard in ledger.shards:
         current = shard.round
-        match next_step(shard, now, buying=not ledger.stopping):
+        match next_step(shard, now, buying=not ledger.stopping, holding=holding):
             case Step.WAIT if not current.is_active:
                 times.append(current.not_before)
             case Step.WAIT if current.troubles or (ledger.stopping and current.status != BatchStatus.CANCELLING):
                 times.append(now + TROUBLE_WAIT_S[0] * job.patience)
             case Step.BUY if current.intent_at is None and not has_slot(job):
                 pass  # The end of a batch is what this one waits for.
-            case Step.UPLOAD | Step.BUY | Step.LAND | Step.REVIEW:
+            case Step.UPLOAD | Step.BUY | Step.LAND | Step.REVIEW | Step.DIRECT:
                 times.append(now)
     if ledger.deadline is not None and not ledger.stopping:
         times.append(ledger.deadline)
     return min(times, default=None)
 
 
-def _advance_shard(job: Job, shard: Shard, *, buying: bool) -> OpenAIBatchesError | None:
-    """Take a shard as far as it goes. Trouble of its own makes this shard wait or stop, and no other.
+def _advance_shard(job: Job, shard: Shard, *, buying: bool, holding: bool) -> OpenAIBatchesError | None:
+    """Take a shard as far as it goes by itself. Trouble of its own makes this shard wait or stop, and no other.
 
     :return: trouble that does not pass, and is not this shard's alone
     """
     try:
-        _take_steps(job, shard, buying=buying)
+        _take_steps(job, shard, buying=buying, holding=holding)
     except LedgerError:
         raise
     except OpenAIBatchesError as error:
@@ -330,9 +358,9 @@ def _refuse(job: Job, shard: Shard, error: OpenAIBatchesError) -> None:
     log.error("Shard %d cannot go on: %s", shard.index, error)
 
 
-def _take_steps(job: Job, shard: Shard, *, buying: bool) -> None:
+def _take_steps(job: Job, shard: Shard, *, buying: bool, holding: bool) -> None:
     while shard in job.ledger.shards:
-        match next_step(shard, job.now(), buying=buying):
+        match next_step(shard, job.now(), buying=buying, holding=holding):
             case Step.UPLOAD:
                 _upload(job, shard)
             case Step.BUY:
@@ -343,7 +371,7 @@ def _take_steps(job: Job, shard: Shard, *, buying: bool) -> None:
                 land(job, shard)
             case Step.REVIEW:
                 review(job, shard)
-            case Step.WAIT | Step.NOTHING:
+            case Step.WAIT | Step.HOLD | Step.DIRECT | Step.NOTHING:
                 return
 
 

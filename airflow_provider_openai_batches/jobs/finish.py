@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from airflow_provider_openai_batches.jobs.classify import Retry, RowFailure, Row
 from airflow_provider_openai_batches.jobs.kept import kept_file, kept_rows
 from airflow_provider_openai_batches.jobs.ledger import Shard, check_owns
 from airflow_provider_openai_batches.jobs.parts import output_column, write_parts
-from airflow_provider_openai_batches.jobs.pricing import cost, usd_text
+from airflow_provider_openai_batches.jobs.pricing import NORMAL_RATE, Price, cost, usd_text
 from airflow_provider_openai_batches.jobs.results import ResultRow, ShardReport, ShardReview
 from airflow_provider_openai_batches.jobs.rounds import RoundFiles
 
@@ -43,11 +43,12 @@ def open_shard(job: Job, shard: Shard) -> Iterator[ShardReview]:
 
         rounds = [
             RoundFiles(
-                batch_id=landed.batch_id or "",
+                batch_id=None if landed.direct else landed.batch_id or "",
                 batch_status=landed.status or "",
                 requests=local("requests", landed.number),
                 output=local("output", landed.number) if landed.has_output else None,
                 errors=local("errors", landed.number) if landed.has_errors else None,
+                direct=landed.direct,
             )
             for landed in shard.rounds
             if landed.landed
@@ -67,11 +68,24 @@ class _Totals:
         self.by_status: Counter[str] = Counter({"succeeded": kept} if kept else {})
         self.by_error: Counter[str] = Counter()
         self.usage: dict[str, Usage] = {}
+        self.direct_usage: dict[str, Usage] = {}
+        self.direct_requests = 0
 
     def add(self, model: str, report: ShardReport) -> None:
         self.by_status.update(report.by_status)
         self.by_error.update(report.by_error)
         self.usage[model] = self.usage.get(model, Usage()) + report.usage
+        self.direct_usage[model] = self.direct_usage.get(model, Usage()) + report.direct_usage
+        self.direct_requests += report.direct_requests
+
+    def costs(self, prices: Mapping[str, Price]) -> tuple[float | None, float | None]:
+        """Return what all tokens cost, and those that were bought without a batch; None for what is not known."""
+        if not prices:
+            return None, None
+        at_batch_rate, direct = cost(self.usage, prices), cost(self.direct_usage, prices)
+        if at_batch_rate is None or direct is None:
+            return None, None if direct is None else direct * NORMAL_RATE
+        return at_batch_rate + direct * (NORMAL_RATE - 1), direct * NORMAL_RATE
 
 
 def finish(job: Job) -> dict[str, Any]:
@@ -103,6 +117,16 @@ def finish(job: Job) -> dict[str, Any]:
             f"{job.directory} has {ledger.rows:,} rows but {written:,} results. This is a defect; please report it."
         )
     return _manifest(job, totals, results)
+
+
+def spent(job: Job) -> float | None:
+    """Return what the rounds that have landed cost, in USD; None if a price is unknown. Reads all their files."""
+    totals = _Totals(0)
+    for shard in job.ledger.shards:
+        with open_shard(job, shard) as review:
+            totals.add(shard.model, review.report)
+    total, _ = totals.costs(job.settings.prices)
+    return total
 
 
 def estimate(job: Job) -> dict[str, Any]:
@@ -172,8 +196,8 @@ def _shortened(by_error: Counter[str]) -> dict[str, int]:
 def _manifest(job: Job, totals: _Totals, results: list[str]) -> dict[str, Any]:
     ledger = job.ledger
     succeeded = totals.by_status["succeeded"]
-    spent = sum(totals.usage.values(), start=Usage())
-    price = cost(totals.usage, job.settings.prices) if job.settings.prices else None
+    used, used_directly = (sum(each.values(), start=Usage()) for each in (totals.usage, totals.direct_usage))
+    price, direct_price = totals.costs(job.settings.prices)
     return {
         "job_id": ledger.job_id,
         "output_path": str(job.directory),
@@ -187,8 +211,13 @@ def _manifest(job: Job, totals: _Totals, results: list[str]) -> dict[str, Any]:
         "batch_ids": [landed.batch_id for shard in ledger.shards for landed in shard.rounds if landed.batch_id],
         "twins": list(ledger.twins),
         "rounds": max((len(shard.rounds) for shard in ledger.shards), default=0),
-        "usage": msgspec.to_builtins(spent),
+        "usage": msgspec.to_builtins(used),
         "cost": price,
+        "direct": {
+            "requests": totals.direct_requests,
+            "usage": msgspec.to_builtins(used_directly),
+            "cost": direct_price,
+        },
         "estimated_cost": ledger.estimated_cost,
         "started_at": ledger.created_at,
         "finished_at": job.now(),

@@ -120,7 +120,8 @@ def review(job: Job, shard: Shard) -> None:
                 max_tokens=queue_limit if shard.max_tokens is None else shard.max_tokens,
             )
             job.directory.publish(staging / "requests", shard.file("requests", number))
-    shard.rounds.append(Round(number, written.requests, written.bytes, written.tokens))
+        left_out = report.retries - written.requests
+    shard.rounds.append(Round(number, written.requests, written.bytes, written.tokens, left_out))
     job.save()
     log.info("Shard %d: %d rows go into round %d.", shard.index, written.requests, number)
 

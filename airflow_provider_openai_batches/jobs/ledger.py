@@ -55,12 +55,18 @@ class Owner(msgspec.Struct, frozen=True):
 
 
 class Round(msgspec.Struct):
-    """One batch of a shard: the first sends all its rows, each later one what is worth another try."""
+    """One batch of a shard: the first sends all its rows, each later one what is worth another try.
+
+    A later round may be direct instead: without a batch, see :mod:`~.direct`.
+    """
 
     number: int
     requests: int
     bytes: int
     tokens: int
+    # Rows that are worth another try, too, and did not fit.
+    left_out: int = 0
+    direct: bool = False
     file_id: str | None = None
     # Creates begun so far. Each has a token of its own, and a claim file that lets one attempt send it.
     creates: int = 0
@@ -77,6 +83,11 @@ class Round(msgspec.Struct):
     has_output: bool = False
     has_errors: bool = False
     landed: bool = False
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether its rows are being sent without a batch."""
+        return self.direct and not self.landed
 
     @property
     def is_active(self) -> bool:
@@ -125,6 +136,13 @@ class Shard(msgspec.Struct):
         return self.rounds[-1]
 
     @property
+    def is_between(self) -> bool:
+        """Whether a further round is written, and nothing of it is sent."""
+        current = self.round
+        is_open = not self.finished and self.refusal is None and len(self.rounds) > 1
+        return is_open and not (current.landed or current.direct or current.intent_at is not None)
+
+    @property
     def folder(self) -> str:
         """Its folder within the job's directory."""
         return f"_job/shard-{self.index:05d}"
@@ -168,6 +186,8 @@ class Ledger(msgspec.Struct):
     # Whether the job is planned anew when it has stopped.
     replanning: bool = False
     estimated_cost: float | None = None
+    # Why this attempt sends no more rows without a batch.
+    batches_only: str | None = None
     # The plan of the generation before and its result files; and its manifest, until there is a new plan.
     earlier_plan: str = ""
     earlier_results: list[str] = []

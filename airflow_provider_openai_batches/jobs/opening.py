@@ -104,7 +104,7 @@ def _begin_attempt(ledger: Ledger, max_tries: int, replan: Replan) -> None:
         return
     if ledger.stopping and not ledger.replanning:
         log.info("The attempt before ran out of time: buying the rest of its rows.")
-    ledger.stopping, ledger.deadline = ledger.replanning, None
+    ledger.stopping, ledger.deadline, ledger.batches_only = ledger.replanning, None, None
     # A user who clears it has changed what was refused: a model's name, say.
     replans = replan is Replan.ALWAYS or (replan is Replan.WHEN_FINISHED and ledger.is_stuck)
     for shard in ledger.shards:

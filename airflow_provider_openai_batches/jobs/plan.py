@@ -43,6 +43,7 @@ class JobSettings:
     :param output_format: of the result files
     :param delete_remote_files: delete the service's copies of all files when the job is finished
     :param file_expires_after: seconds until the service deletes the input files; default: 30 days
+    :param finish_synchronously_below: so many rows or fewer are not worth another batch, see :mod:`~.direct`; 0: never
     :param cancel_when_late: cancel the batches at the deadline; if not, whoever calls has to mind it
     """
 
@@ -57,6 +58,7 @@ class JobSettings:
     output_format: Literal["jsonl", "parquet"] = "jsonl"
     delete_remote_files: bool = False
     file_expires_after: int | None = None
+    finish_synchronously_below: int = 0
     cancel_when_late: bool = True
 
 

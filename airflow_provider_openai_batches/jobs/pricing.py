@@ -12,6 +12,10 @@ from airflow_provider_openai_batches.api.errors import InvalidInputError
 from airflow_provider_openai_batches.api.models import Usage
 from airflow_provider_openai_batches.jobs.changes import OUTPUT_CAPS
 
+NORMAL_RATE = 2.0
+"""How many times the batch rate a token costs without a batch: OpenAI gives batches a discount of 50 %, see
+https://platform.openai.com/docs/guides/batch#overview. Other services have discounts of their own."""
+
 _TOKENS_PER_PRICE = 1_000_000
 _SNAPSHOT = re.compile(r"-(?:20\d\d-[01]\d-[0-3]\d|(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01]))$")
 """The date at the end of a snapshot's name: ``gpt-4o-mini-2024-07-18``, ``gpt-4-0613``."""

@@ -85,6 +85,8 @@ class ShardReport(msgspec.Struct, frozen=True, kw_only=True):
     :param by_status: rows by the status they have if no round follows
     :param by_error: rows by error code, likewise
     :param usage: tokens of all rounds together
+    :param direct_requests: answers and refusals that came without a batch
+    :param direct_usage: their share of the tokens
     :param oddities: of all rounds together
     """
 
@@ -94,6 +96,8 @@ class ShardReport(msgspec.Struct, frozen=True, kw_only=True):
     by_status: dict[str, int]
     by_error: dict[str, int]
     usage: Usage
+    direct_requests: int
+    direct_usage: Usage
     oddities: Oddities
 
 
@@ -130,7 +134,8 @@ class ShardReview:
         self._answers = LineIndex(rows)
         self._attempts = array("H", bytes(2 * rows))
         self._retries = bytearray(rows)
-        self._outdated = Usage()
+        self._outdated = self._outdated_direct = Usage()
+        self._direct_requests = 0
         self._ran = 0
         self._oddities = Oddities()
         self._report: ShardReport | None = None
@@ -208,13 +213,17 @@ class ShardReview:
     def _replay(self, number: int, readers: Sequence[RoundReader]) -> None:
         """Note where one round's answers are, and which rows they decide."""
         self._ran = 0
+        direct = self.rounds[number - 1].direct
         for position, place, line in readers[number - 1].answers(self._sent(number), self._oddities):
+            self._direct_requests += direct and line is not None
             if self._rounds[position]:
                 earlier = self._outcome(position, readers)
                 # What is answered stays answered, even if stricter rules sent it once more.
                 if isinstance(earlier, Done):
                     continue
                 self._outdated += earlier.usage or Usage()
+                if self._is_direct(position):
+                    self._outdated_direct += earlier.usage or Usage()
             self._rounds[position] = number
             self._answers[position] = place
             if ran(line):
@@ -224,7 +233,7 @@ class ShardReview:
     def _outcomes(self) -> Iterator[Outcome]:
         """Iterate over what each row came to, in input order. The report is there when all are counted."""
         kinds: Counter[tuple[RowStatus, str | None]] = Counter()
-        usage = self._outdated
+        usage, direct_usage = self._outdated, self._outdated_direct
         with ExitStack() as stack:
             readers = self._readers(stack)
             for position in range(len(self._positions)):
@@ -233,6 +242,8 @@ class ShardReview:
                 kinds[outcome.status, outcome.error.code if outcome.error else None] += 1
                 if outcome.usage is not None:
                     usage += outcome.usage
+                    if self._is_direct(position):
+                        direct_usage += outcome.usage
                 yield outcome
         by_status: Counter[str] = Counter()
         by_error: Counter[str] = Counter()
@@ -247,8 +258,15 @@ class ShardReview:
             by_status=dict(by_status),
             by_error=dict(by_error),
             usage=usage,
+            direct_requests=self._direct_requests,
+            direct_usage=direct_usage,
             oddities=self._oddities,
         )
+
+    def _is_direct(self, position: int) -> bool:
+        """Whether a row is what a round without a batch made of it."""
+        number = self._rounds[position]
+        return number > 0 and self.rounds[number - 1].direct
 
     def _sent(self, number: int) -> bytearray:
         """Which rows a round sent, by position."""

@@ -20,20 +20,22 @@ _BUFFER_BYTES = 1 << 18
 
 
 class RoundFiles(msgspec.Struct, frozen=True, kw_only=True):
-    """Local files of one round whose batch came to an end.
+    """Local files of one round that came to an end.
 
-    :param batch_id: the batch
+    :param batch_id: the batch; None if the round was sent without one
     :param batch_status: its terminal status
     :param requests: the lines that were sent
     :param output: the batch's output file, if it has one
     :param errors: the batch's error file, if it has one
+    :param direct: whether its requests were sent one by one, without a batch
     """
 
-    batch_id: str
+    batch_id: str | None
     batch_status: str
     requests: Path
     output: Path | None = None
     errors: Path | None = None
+    direct: bool = False
 
 
 class Oddities(msgspec.Struct):

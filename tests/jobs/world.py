@@ -12,6 +12,7 @@ from typing import Any
 import requests
 
 from airflow_provider_openai_batches.api.client import BatchClient
+from airflow_provider_openai_batches.api.direct import DirectClient
 from airflow_provider_openai_batches.api.models import Batch
 from airflow_provider_openai_batches.api.session import ServiceSession
 from airflow_provider_openai_batches.api.settings import ClientSettings
@@ -158,6 +159,8 @@ class World:
             read_requests=self._read,
             clock=lambda: self.now,
             monotonic=lambda: self.now,
+            asker=lambda *_: self.asker(watch=watch),
+            most_at_once=1 if watch is not None else 8,
         )
 
     def run(self, job: Job | None = None, **attempt: Any) -> Finished | Stopped:
@@ -189,6 +192,14 @@ class World:
         """A client of the service that does not sleep."""
         settings = ClientSettings(api_key=API_KEY, base_url=self.base_url)
         client = BatchClient(settings, attempts=attempts, sleep=lambda _: None)
+        if watch is not None:
+            client._session = WatchedSession(settings, watch)
+        return client
+
+    def asker(self, *, watch: Watch | None = None) -> DirectClient:
+        """A client of the models' own endpoints that does not sleep."""
+        settings = ClientSettings(api_key=API_KEY, base_url=self.base_url)
+        client = DirectClient(settings, sleep=lambda _: None)
         if watch is not None:
             client._session = WatchedSession(settings, watch)
         return client
