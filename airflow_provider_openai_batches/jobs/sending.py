@@ -31,7 +31,7 @@ from airflow_provider_openai_batches.api.direct import DirectAnswer, DirectClien
 from airflow_provider_openai_batches.api.errors import APIStatusError, OpenAIBatchesError, QuotaExhaustedError
 from airflow_provider_openai_batches.api.session import TRANSFER_TIMEOUT_S
 from airflow_provider_openai_batches.jobs.changes import body_of
-from airflow_provider_openai_batches.jobs.ledger import Shard, check_owns
+from airflow_provider_openai_batches.jobs.ledger import LedgerError, Shard, check_owns
 from airflow_provider_openai_batches.jobs.purchase import Claim
 
 if TYPE_CHECKING:
@@ -255,10 +255,15 @@ class _Turn:
 
     def _send(self, client: DirectClient, row: Row) -> None:
         job, number = self.job, row.claims + 1
-        check_owns(job.directory, job.ledger)
         claim, claimed_at = Claim(job.ledger.attempt, job.now()), job.monotonic()
         if not job.directory.claim(row.file(f"claim-{number}"), msgspec.json.encode(claim)):
             return  # Another attempt is at it.
+        try:
+            # After the claim: whoever takes the job over from here on finds it, and leaves the row alone.
+            check_owns(job.directory, job.ledger)
+        except LedgerError:
+            job.directory.write(row.file(f"ended-{number}"), b"{}")
+            raise
         raw = row.request()
         custom_id = msgspec.json.decode(raw, type=_CustomId).custom_id
         token = job.ledger.token(row.shard, row.shard.round.number, number)

@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,13 @@ SMALL_FAULTS = (
     {"on": {"batch": {}}, "do": {"outcome": "expire"}, "skip": 2},
 )
 """One row fails, and the batch that is to make up for it expires."""
+
+DIRECT = {**SMALL, "finish_synchronously_below": 3}
+DIRECT_FAULTS = (
+    {"on": {"custom_id": "row-1"}, "do": {"outcome": "server_error"}},
+    {"on": {"custom_id": "row-2"}, "do": {"outcome": "server_error"}},
+)
+"""Two rows fail, which are to be sent without a batch."""
 
 
 @pytest.fixture
@@ -105,14 +113,47 @@ def _http_fault(chaos: random.Random) -> dict[str, Any]:
     return {"on": on, "do": chaos.choice(effects), "skip": chaos.randrange(6), "times": chaos.randrange(1, 4)}
 
 
+@pytest.mark.parametrize("part", range(4))
+def test_sigkill_while_the_last_rows_are_sent_repeats_only_the_one_whose_answer_was_under_way(
+    emulator: Emulator, new_world: NewWorld, part: int
+) -> None:
+    seen = operations(new_world, DIRECT, DIRECT_FAULTS)
+    boundaries = [number for number, operation in enumerate(seen, start=1) if _is_of_the_last_rows(operation)]
+    assert len(boundaries) > 15
+    for kill_at in boundaries[part::4]:
+        # With texts of its own, what each job bought can be told from the others'.
+        options = {**DIRECT, "rows": [f"say {index} and die at {kill_at}" for index in range(4)]}
+        world = new_world(**options)
+        world.clear_faults()
+        world.add_faults(*DIRECT_FAULTS)
+        assert killed(world, options, kill_at)
+        rows = world.check_results(world.run())
+        assert [row["status"] for row in rows] == ["succeeded"] * 4
+        assert [row["batch_id"] is None for row in rows] == [False, True, True, False]
+        bought = Counter(each.body["messages"][0]["content"] for each in emulator.requests() if each.billed)
+        counts = [bought[row["context"]["prompt"]] for row in rows]
+        assert set(counts) <= {1, 2}
+        assert sum(counts) == 4 + _is_paid_and_not_written(seen[:kill_at]), seen[kill_at - 1]
+        assert len(world.batches()) == 2
+
+
+def _is_of_the_last_rows(operation: str) -> bool:
+    return "direct" in operation or "POST chat" in operation or "round-2" in operation
+
+
+def _is_paid_and_not_written(operations: list[str]) -> bool:
+    calls = sum(operation == "after POST chat" for operation in operations)
+    return calls > sum(operation.startswith("after write") and ".answer" in operation for operation in operations)
+
+
 # --- two attempts at once ------------------------------------------------------------------------------------------
 
 
-def operations(new_world: NewWorld) -> list[str]:
+def operations(new_world: NewWorld, options: dict[str, Any] = SMALL, faults: Any = SMALL_FAULTS) -> list[str]:
     """What an undisturbed run does, in order."""
     seen: list[str] = []
-    world = new_world(**SMALL)
-    world.add_faults(*SMALL_FAULTS)
+    world = new_world(**options)
+    world.add_faults(*faults)
     world.watch = seen.append
     world.run()
     return seen
@@ -127,25 +168,45 @@ def test_zombie_that_wakes_up_at_any_kind_of_boundary_after_the_job_is_done_chan
     # Nobody can stop this one; see the test of batches that were sent far too late.
     del kinds["before POST batches"]
     for number in kinds.values():
-        world = new_world(**SMALL)
-        world.clear_faults()
-        world.add_faults(*SMALL_FAULTS)
-        manifests: list[Any] = []
-        count = iter(range(1000))
-
-        def replaced(_: str, world: World = world, number: int = number, count: Any = count) -> None:
-            if next(count) == number:
-                world.watch = None
-                manifests.append(world.run().manifest)  # noqa: B023 - called within this turn of the loop
-
-        world.watch = replaced
-        try:
-            outcome = world.run()
-        except (LedgerError, FileNotFoundError):
-            outcome = world.run(resuming=True)
-        assert outcome == Finished(manifests[0])
-        world.check_results(outcome)
+        world, _ = _replaced_at(number, new_world, SMALL, SMALL_FAULTS)
         world.check_bought_once()
+
+
+def test_zombie_that_wakes_up_while_it_sends_the_last_rows_changes_nothing_and_buys_none(
+    emulator: Emulator, new_world: NewWorld
+) -> None:
+    seen = operations(new_world, DIRECT, DIRECT_FAULTS)
+    for number in (number for number, operation in enumerate(seen) if _is_of_the_last_rows(operation)):
+        options = {**DIRECT, "rows": [f"say {index} and wake up at {number}" for index in range(4)]}
+        _, rows = _replaced_at(number, new_world, options, DIRECT_FAULTS)
+        bought = Counter(each.body["messages"][0]["content"] for each in emulator.requests() if each.billed)
+        # Its call was taken for one that has ended: it comes far too late, and nobody can stop it or its answer.
+        too_late = seen[number] == "before POST chat" or _is_paid_and_not_written(seen[: number + 1])
+        assert sum(bought[row["context"]["prompt"]] for row in rows) == 4 + too_late, seen[number]
+
+
+def _replaced_at(
+    number: int, new_world: NewWorld, options: dict[str, Any], faults: Any
+) -> tuple[World, list[dict[str, Any]]]:
+    """Freeze an attempt before or after one of its operations until another has done the job."""
+    world = new_world(**options)
+    world.clear_faults()
+    world.add_faults(*faults)
+    manifests: list[Any] = []
+    count = iter(range(1000))
+
+    def replaced(_: str) -> None:
+        if next(count) == number:
+            world.watch = None
+            manifests.append(world.run().manifest)
+
+    world.watch = replaced
+    try:
+        outcome = world.run()
+    except (LedgerError, FileNotFoundError):
+        outcome = world.run(resuming=True)
+    assert outcome == Finished(manifests[0])
+    return world, world.check_results(outcome)
 
 
 class _CrashError(BaseException):
