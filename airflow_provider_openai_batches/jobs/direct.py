@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST_ROWS = 1_000
-"""More are not a handful: they would hold a worker for long, and cost what a batch would save."""
-
 MOST_PAUSES = 3
 """Turns in a row without any answer after which a batch is bought instead."""
 

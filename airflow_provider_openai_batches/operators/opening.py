@@ -134,5 +134,6 @@ def _settings(operator: OpenAIBatchOperator) -> JobSettings:
         dry_run=operator.plan_only,
         output_format=operator.output_format,
         delete_remote_files=operator.delete_remote_files,
+        finish_synchronously_below=operator.finish_synchronously_below,
         cancel_when_late=operator.on_timeout == "cancel",
     )

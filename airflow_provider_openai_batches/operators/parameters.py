@@ -23,16 +23,17 @@ def seconds(value: float | timedelta, param: str) -> float:
     raise InvalidInputError(param, f"expected a positive number of seconds or a timedelta, got {value!r}.")
 
 
-def count(value: int, param: str, *, most: int | None = None) -> int:
-    """Return a whole number from 1.
+def count(value: int, param: str, *, least: int = 1, most: int | None = None) -> int:
+    """Return a whole number.
 
     :param value: the number
     :param param: whose value it is
+    :param least: the smallest it may be
     :param most: the largest it may be
     """
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1 and (most is None or value <= most):
+    if isinstance(value, int) and not isinstance(value, bool) and value >= least and (most is None or value <= most):
         return value
-    expected = "a whole number from 1" if most is None else f"a whole number from 1 to {most:,}"
+    expected = f"a whole number from {least}" + ("" if most is None else f" to {most:,}")
     raise InvalidInputError(param, f"expected {expected}, got {value!r}.")
 
 

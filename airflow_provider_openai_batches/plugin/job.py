@@ -85,6 +85,13 @@ class _Traces:
         self.output_path = next((each for each in paths if isinstance(each, str) and each), None)
 
 
+class _Direct(msgspec.Struct):
+    """What was bought without a batch."""
+
+    requests: int = 0
+    cost: float | None = None
+
+
 class _Manifest(msgspec.Struct):
     """What the tab shows of a finished job."""
 
@@ -96,6 +103,7 @@ class _Manifest(msgspec.Struct):
     usage: Usage
     cost: float | None
     estimated_cost: float | None
+    direct: _Direct = msgspec.field(default_factory=_Direct)
 
 
 def _manifest(value: object) -> _Manifest | None:
@@ -179,6 +187,7 @@ def _from_manifest(manifest: _Manifest) -> dict[str, Any]:
         "cost": manifest.cost,
         "estimated_cost": manifest.estimated_cost,
         "usage": shown_usage(manifest.usage),
+        "direct": msgspec.to_builtins(manifest.direct),
     }
 
 
@@ -201,11 +210,15 @@ def _so_far(ledger: Ledger | None, shards: list[Shard], live: _Live) -> dict[str
         "cost": spent,
         "estimated_cost": ledger.estimated_cost if ledger is not None else None,
         "usage": shown_usage(usage),
+        "direct": None,
     }
 
 
 def _spent(shards: list[Shard], live: _Live) -> tuple[Usage | None, float | None]:
-    """Add up tokens and cost of the batches that are over; None if one of them cannot be seen."""
+    """Add up tokens and cost of the batches that are over; None if one of them cannot be seen.
+
+    What a round without a batch came to is known when the job is done.
+    """
     over = [live.of(each) for each in _rounds(shards) if each.landed or each.status in TERMINAL_STATUSES]
     over += [batch for batch in live.batches.values() if batch.is_terminal and batch not in over]
     seen = [batch for batch in over if batch is not None and batch.usage is not None]
@@ -245,9 +258,10 @@ def _shown_round(round_: Round, batch: Batch | None) -> dict[str, Any]:
     return {
         "number": round_.number,
         "batch_id": round_.batch_id,
-        "status": batch.status if batch is not None else round_.status,
+        "status": batch.status if batch is not None else round_.status or ("sending" if round_.direct else None),
         "requests": round_.requests or _known(batch).total,
         "landed": round_.landed,
+        "direct": round_.direct,
     }
 
 
@@ -265,6 +279,7 @@ def _nothing(note: str | None) -> dict[str, Any]:
         "cost": None,
         "estimated_cost": None,
         "usage": None,
+        "direct": None,
         "shards": [],
         "finished": False,
         "note": note,

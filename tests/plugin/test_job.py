@@ -18,6 +18,7 @@ from airflow.sdk import DAG, BaseOperator
 from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.operators.job import OpenAIBatchOperator
 from airflow_provider_openai_batches.operators.openai_batches import OpenAIBatchSubmitOperator
+from airflow_provider_openai_batches.testing import faults
 from tests.airflow.conftest import request_lines
 from tests.conftest import API_KEY
 from tests.plugin.auth import GRANTS, OTHER_DAG
@@ -85,11 +86,36 @@ class TestFinished:
                 "requests": requests,
                 "model": "m",
                 "rounds": [
-                    {"number": 1, "batch_id": batch_id, "status": "completed", "requests": requests, "landed": True}
+                    {
+                        "number": 1,
+                        "batch_id": batch_id,
+                        "status": "completed",
+                        "requests": requests,
+                        "landed": True,
+                        "direct": False,
+                    }
                 ],
             }
             for index, requests, batch_id in ((0, 2, oldest), (1, 1, newest))
         ]
+        assert job["direct"] == {"requests": 0, "cost": 0.0}
+
+    def test_rows_that_were_sent_without_a_batch(
+        self, browse: Browse, run_job: Callable[..., Any], connection: Any, emulator: Emulator
+    ) -> None:
+        connection(extra=PRICES)
+        emulator.add_fault(faults.row_fails("row-1", 503))
+        job = show(browse, run_job(finish_synchronously_below=5))
+        assert job["by_status"] == {"succeeded": 3}
+        assert job["shards"][0]["rounds"][1] == {
+            "number": 2,
+            "batch_id": None,
+            "status": "completed",
+            "requests": 1,
+            "landed": True,
+            "direct": True,
+        }
+        assert (job["direct"]["requests"], 0 < job["direct"]["cost"] < job["cost"]) == (1, True)
 
     def test_without_the_ledger_the_xcoms_tell(self, browse: Browse, task: dict[str, Any], tmp_path: Path) -> None:
         with_ledger = show(browse, task)
@@ -306,7 +332,8 @@ class TestWhatIsRead:
         rounds = {user: job["shards"][0]["rounds"][0] for user, job in jobs.items()}
         assert (rounds["admin"]["status"], rounds["admin"]["requests"]) == ("completed", 3), "or the test shows nothing"
         assert rounds["reader"] == {
-            "number": 1, "batch_id": hidden.id, "status": None, "requests": 0, "landed": False
+            "number": 1, "batch_id": hidden.id, "status": None, "requests": 0, "landed": False,
+            "direct": False,
         }  # fmt: skip
         told = ("requests", "by_status", "cost", "usage", "note")
         nobodys = show(browse, run_job(Pushing, name="nobodys", pushed=["batch_nobody"]))

@@ -58,6 +58,7 @@ function Job({ job }) {
         ["Requests", count(job.requests)],
         [job.finished ? "Cost" : "Cost so far", job.cost !== null && money(job.cost)],
         ["Estimated cost", job.estimated_cost !== null && money(job.estimated_cost)],
+        ["Without a batch", job.direct?.requests > 0 && withoutBatch(job.direct)],
         ...tokenFacts(job.usage),
         ["Output", job.output_path && h(Foreign, { text: job.output_path }), true],
       ],
@@ -93,13 +94,18 @@ function Shards({ job }) {
               ),
               h("td", null, count(round.requests)),
               h("td", null, position === 0 && shard.model && h(Foreign, { text: shard.model })),
-              h("td", null, round.batch_id && h(BatchLink, { id: round.batch_id, conn_id: job.conn_id })),
+              h("td", null, round.direct ? "sent without a batch" : round.batch_id && h(BatchLink, { id: round.batch_id, conn_id: job.conn_id })),
             ),
           ),
         ),
       ),
     ),
   );
+}
+
+function withoutBatch({ requests, cost }) {
+  const bought = `${count(requests)} ${requests === 1 ? "request" : "requests"}`;
+  return cost === null ? bought : `${bought}, ${money(cost)}`;
 }
 
 function BatchLink({ id, conn_id }) {

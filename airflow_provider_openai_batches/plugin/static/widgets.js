@@ -8,6 +8,7 @@ const TONES = {
   validating: "waiting",
   in_progress: "running",
   finalizing: "running",
+  sending: "running",
   cancelling: "warning",
   completed: "good",
   succeeded: "good",
