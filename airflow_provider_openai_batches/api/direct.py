@@ -14,7 +14,7 @@ from airflow_provider_openai_batches.api.session import ServiceSession
 from airflow_provider_openai_batches.api.settings import ClientSettings
 
 CLIENT_REQUEST_ID = "X-Client-Request-Id"
-"""Names a call in the service's own logs, by which its support finds one whose answer was lost:
+"""OpenAI takes a client's own name for a call under this header, and writes it into its logs:
 https://platform.openai.com/docs/api-reference/debugging-requests."""
 
 _LONGEST_ID = 512

@@ -12,10 +12,15 @@ import pytest
 
 from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.jobs.direct import MOST_PAUSES
+from airflow_provider_openai_batches.jobs.directory import open_directory
 from airflow_provider_openai_batches.jobs.engine import Finished, Job, Stopped, Waiting, advance
+from airflow_provider_openai_batches.jobs.ledger import LedgerError
 from airflow_provider_openai_batches.jobs.pricing import parse_prices
+from airflow_provider_openai_batches.jobs.sending import SETTLES_S
 from airflow_provider_openai_batches.testing import faults
 from tests.jobs.world import BATCH_S, World
+
+open_directory("/")  # imports Airflow, which sets up logging anew: before a test listens to it
 
 NewWorld = Callable[..., World]
 
@@ -340,6 +345,31 @@ def test_answer_that_is_lost_is_bought_again_and_the_log_counts_it(
     counts = bought(emulator)
     assert (counts.pop("say 3"), set(counts.values())) == (2, {1})
     assert "1 calls gave no answer and may be billed all the same" in caplog.text
+
+
+def test_row_whose_call_is_still_under_way_in_another_attempt_is_waited_for_and_not_bought_again(
+    emulator: Emulator, new_world: NewWorld
+) -> None:
+    world = new_world(finish_synchronously_below=5)
+    world.add_faults(*failing(3, 4))
+    asked_at: list[float] = []
+    later: list[Waiting] = []
+
+    def taken_over(operation: str) -> None:
+        if operation == "after POST chat" and not later:
+            asked_at.append(world.now)
+            world.watch = None
+            later.append(waits(world.attempt(resuming=True)))
+
+    world.watch = taken_over
+    with pytest.raises(LedgerError, match="has taken over"):
+        world.run()
+    assert world.calls(CHAT) == 2, "the later attempt sends what nobody has claimed"
+    assert later == [Waiting([], asked_at[0] + SETTLES_S)]
+    rows = world.check_results(world.run(resuming=True))
+    assert direct_rows(rows) == ["row-3", "row-4"]
+    assert world.calls(CHAT) == 2
+    assert set(bought(emulator).values()) == {1}
 
 
 def test_rows_are_sent_a_few_at_a_time(emulator: Emulator, new_world: NewWorld) -> None:
