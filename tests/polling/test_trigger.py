@@ -405,7 +405,8 @@ def in_state(trigger: OpenAIBatchTrigger, state: str | None, monkeypatch: pytest
     states = {} if state is None else {"run": {"task_3": state}}
     monkeypatch.setattr(RuntimeTaskInstance, "get_task_states", staticmethod(lambda **where: states))
     ti = SimpleNamespace(dag_id="dag", task_id="task", run_id="run", map_index=3)
-    monkeypatch.setattr(trigger, "_task_instance", ti, raising=False)
+    is_property = hasattr(type(trigger), "task_instance")  # from Airflow 3.3 on
+    monkeypatch.setattr(trigger, "_task_instance" if is_property else "task_instance", ti, raising=False)
     assert trigger.task_instance is ti
 
 

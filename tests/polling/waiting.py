@@ -15,7 +15,7 @@ from airflow_provider_openai_batches.polling import BatchPoller, Outage, Watch
 T = TypeVar("T")
 
 
-def run(main: Coroutine[Any, Any, T], *, within: float = 20) -> T:
+def run(main: Coroutine[Any, Any, T], *, within: float = 100) -> T:
     """Run a test's coroutine in a loop of its own."""
 
     async def limited() -> T:
@@ -25,7 +25,7 @@ def run(main: Coroutine[Any, Any, T], *, within: float = 20) -> T:
     return asyncio.run(limited())
 
 
-async def until(condition: Callable[[], bool], *, within: float = 10) -> None:
+async def until(condition: Callable[[], bool], *, within: float = 60) -> None:
     """Let the loop go on until the condition holds."""
     async with asyncio.timeout(within):
         while not condition():  # noqa: ASYNC110 - what is waited for happens in other threads
