@@ -52,7 +52,7 @@ def test_airflow_shows_it(browse: Browse) -> None:
 def in_new_process(code: str, **environment: str) -> Any:
     """What a fresh Python prints as JSON."""
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=110
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
