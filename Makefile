@@ -3,9 +3,11 @@
 #   make demo         label rows with a batch in a real Airflow; OPENAI_API_KEY=... uses OpenAI instead of the emulator
 #   make airflow      the same Airflow with all example DAGs, up until Ctrl-C
 #   make test         every test
+#   make test-matrix  the tests that hold on every Airflow, on 3.1, 3.2 and the lowest dependencies; AIRFLOW=3.1 for one
 #   make test-distributed  the promises in an Airflow on Celery, PostgreSQL, Redis and S3 while its parts are killed
 #   make lint         style and types
 #   make check        lint, test, build
+#   make release-check  all that must hold before a release, its files in dist/; RELEASE_ARGS=--unreleased before the tag
 #   make bench-import what importing the operators costs
 #   make bench-waiting what a thousand waiting tasks cost a triggerer
 #   make bench        what jobs cost, beside the rivals and a bare script; BENCH_ARGS=--full for a million rows
@@ -14,7 +16,7 @@
 #   make clean        remove everything these commands made
 #
 # Settings: PYTHON=/path/to/python3, AIRFLOW_PORT=..., EMULATOR_PORT=..., DEMO_MODEL=..., PYTEST_ARGS=..., BENCH_ARGS=...,
-#   SOAK_ARGS=...
+#   SOAK_ARGS=..., MATRIX_TESTS=...
 
 PY := .venv/bin/python
 # Another PYTHON is another installation, so the stamps carry its name. The demo needs far less than the tests.
@@ -22,8 +24,11 @@ INSTALLED := .venv/.installed-dev$(subst /,-,$(PYTHON))
 DEMO_INSTALLED := .venv/.installed-demo$(subst /,-,$(PYTHON))
 DISTRIBUTED_INSTALLED := .venv/.installed-distributed$(subst /,-,$(PYTHON))
 RIVALS := .venv-rivals/.installed
+# A set of dependencies is a file in constraints/ and has a venv of its own.
+SETS := airflow-3.1 airflow-3.2 lowest
+MATRIX_TESTS ?= $(filter-out $(addprefix tests/,benchmarks browser distributed security system __pycache__ release),$(patsubst %/,%,$(wildcard tests/*/)))
 
-.PHONY: help demo airflow test test-distributed lint check build bench bench-import bench-waiting bench-faults soak constraints install clean
+.PHONY: help demo airflow test test-matrix test-distributed lint check build release-check bench bench-import bench-waiting bench-faults soak constraints constraints-matrix install clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -36,6 +41,14 @@ airflow: $(DEMO_INSTALLED)
 
 test: $(INSTALLED)
 	$(PY) -m pytest -n 2 $(PYTEST_ARGS)
+
+# Two sets at a time, and what one prints stays together where make can do that.
+test-matrix: $(INSTALLED)
+	@$(MAKE) --no-print-directory -k -j 2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) \
+	  $(addprefix on-,$(if $(AIRFLOW),$(patsubst airflow-lowest,lowest,$(AIRFLOW:%=airflow-%)),$(SETS)))
+
+on-%: .venv-matrix/%/.installed
+	.venv-matrix/$*/bin/python -m pytest -q $(MATRIX_TESTS) $(PYTEST_ARGS)
 
 # One process: two at a time would each start an Airflow. A shorter run: PYTEST_ARGS=--cut-seconds=30
 test-distributed: $(DISTRIBUTED_INSTALLED)
@@ -50,6 +63,9 @@ check: lint test build
 
 build: $(INSTALLED)
 	$(PY) -m build
+
+release-check: $(INSTALLED)
+	$(PY) -m release.check $(RELEASE_ARGS)
 
 bench-import: $(DEMO_INSTALLED)
 	$(PY) benchmarks/import_time.py
@@ -77,6 +93,13 @@ $(RIVALS): benchmarks/rivals.txt constraints.txt | $(INSTALLED)
 	.venv-rivals/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -r benchmarks/rivals.txt
 	@touch $@
 
+.PRECIOUS: .venv-matrix/%/.installed
+.venv-matrix/%/.installed: constraints/%.txt pyproject.toml $(INSTALLED)
+	$(PY) -m uv venv -q --clear --python $(PY) .venv-matrix/$*
+	$(PY) -m uv pip install -q --python .venv-matrix/$* -c constraints/$*.txt -e '.[emulator,parquet,pandas,polars]' \
+	  --group pyproject.toml:test
+	@touch $@
+
 $(INSTALLED): $(DEMO_INSTALLED)
 	@sh demo/install.sh dev
 	@touch $@
@@ -93,6 +116,10 @@ constraints:
 	    --no-header --no-annotate >> $$scratch/new && \
 	  mv $$scratch/new constraints.txt && rm -rf $$scratch && git --no-pager diff --stat constraints.txt
 
+# The sets of dependencies of `make test-matrix`, resolved anew.
+constraints-matrix: $(INSTALLED)
+	UV="$(CURDIR)/$(PY) -m uv" sh constraints/freeze.sh
+
 clean:
-	rm -rf .venv .venv-rivals .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-matrix .venv-rivals .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -145,6 +145,18 @@ def connection(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> EmulatorC
     return connect
 
 
+@pytest.fixture
+def odd_extras_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Airflow gives us a connection whose extra is no JSON object; 3.1 says that there is no such connection."""
+    from airflow.secrets.environment_variables import EnvironmentVariablesBackend
+
+    monkeypatch.setenv("AIRFLOW_CONN_WITH_ODD_EXTRA", '{"conn_type": "openai_batches", "extra": "7"}')
+    try:
+        EnvironmentVariablesBackend().get_connection("with_odd_extra")
+    except ValueError as refused:
+        pytest.skip(f"this Airflow refuses such a connection itself: {refused}")
+
+
 def connection_json(emulator: Emulator, **fields: Any) -> str:
     """A connection to the emulator, with some fields changed, as Airflow reads it from the environment."""
     return json.dumps({"conn_type": "openai_batches", "host": emulator.base_url, "password": API_KEY, **fields})

@@ -125,14 +125,20 @@ def emit() -> Callable[..., bool]:
 @pytest.fixture
 def encrypting() -> Iterator[None]:
     """Airflow encrypts what it keeps, as everywhere but in tests."""
-    from airflow.models.crypto import get_fernet
+    from airflow.models import crypto
     from cryptography.fernet import Fernet
+
+    def forget_key() -> None:
+        if hasattr(crypto.get_fernet, "cache_clear"):
+            crypto.get_fernet.cache_clear()
+        else:  # Airflow 3.1
+            crypto._fernet = None
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIRFLOW__CORE__FERNET_KEY", Fernet.generate_key().decode())
-        get_fernet.cache_clear()
+        forget_key()
         yield
-    get_fernet.cache_clear()
+    forget_key()
 
 
 class TestWebhookEvents:

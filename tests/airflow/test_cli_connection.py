@@ -92,6 +92,7 @@ def test_a_malformed_connection_of_the_environment_is_called_so_and_never_shown(
     assert "has no connection" not in said
 
 
+@pytest.mark.usefixtures("odd_extras_are_read")
 @pytest.mark.parametrize("extra", [["hush"], '["hush"]', '"hush"', "7"])
 def test_an_extra_that_is_no_object_is_called_so(
     airflow_db: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], extra: object
@@ -100,6 +101,7 @@ def test_an_extra_that_is_no_object_is_called_so(
     assert "connection odd: its extra has to be a JSON object" in spoken_of(value, monkeypatch, capfd)
 
 
+@pytest.mark.usefixtures("odd_extras_are_read")
 def test_an_extra_that_is_no_json_is_not_taken_for_an_empty_one(
     airflow_db: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

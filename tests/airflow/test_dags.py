@@ -255,7 +255,8 @@ def run_again_after_clear(dag: DAG, run: Any, task_id: str) -> None:
     from airflow.utils.session import create_session
 
     with create_session() as session:
-        clear_task_instances([run.get_task_instance(task_id, session=session)], session)
+        # The run is left as it is: what a clear would queue, the scheduler starts before any of its tasks.
+        clear_task_instances([run.get_task_instance(task_id, session=session)], session, dag_run_state=False)
     with create_session() as session:
         instance = run.get_task_instance(task_id, session=session)
         instance.try_number += 1

@@ -101,7 +101,7 @@ class TestBadSources:
             (io.StringIO("{}"), "the file is open in text mode; open it with 'rb'"),
             ("/dev/zero", "/dev/zero is no regular file; give one JSONL file"),
             ("/tmp/" + "x" * 300, "/tmp/x+[.]{3} is too long for a path|x does not exist"),
-            ("nope://bucket/in.jsonl", "nope://bucket/in.jsonl: .*nope.*. Install the Airflow provider"),
+            ("nope://bucket/in.jsonl", "nope:///?bucket/in.jsonl: .*nope.*. Install the Airflow provider"),
             (7, "expected a path, bytes or a binary file, got int"),
             (None, "expected a path, bytes or a binary file, got NoneType"),
         ],
@@ -360,7 +360,6 @@ class TestConnection:
             ({"password": "sk two words"}, "password: the API key has characters that no key has"),
             ({"host": "api.openai.com"}, "host: expected a base URL like 'https://api.openai.com/v1'"),
             ({"host": "https://h/v1?api-version=1"}, "host: the base URL may hold neither query"),
-            ({"extra": '{"project": "p'}, "its extra has to be a JSON object"),
             ({"extra": {"timeout": "soon"}}, "timeout: expected seconds, more than 0 and at most 86,400, got 'soon'"),
             ({"extra": {"timeout": 1e20}}, "timeout: expected seconds, more than 0 and at most 86,400, got 1e+20"),
             ({"extra": {"timeout": 86_401}}, "timeout: expected seconds, more than 0 and at most 86,400, got 86401"),
@@ -382,6 +381,13 @@ class TestConnection:
         with pytest.raises(InvalidInputError) as raised:
             OpenAIBatchesHook().upload_file(request_lines(1))
         assert f"connection openai_batches_default: {message}" in str(raised.value)
+        assert emulator.calls == []
+
+    @pytest.mark.usefixtures("odd_extras_are_read")
+    def test_an_extra_that_is_no_json_is_named(self, connection: Connect, emulator: Emulator) -> None:
+        connection(extra='{"project": "p')
+        with pytest.raises(InvalidInputError, match="default: its extra has to be a JSON object"):
+            OpenAIBatchesHook().upload_file(request_lines(1))
         assert emulator.calls == []
 
     def test_fields_of_the_form_reach_the_service(

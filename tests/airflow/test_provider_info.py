@@ -112,6 +112,8 @@ class TestConnectionForm:
         from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService
 
         [form] = [meta for meta in HookMetaService.hook_meta_data() if meta.connection_type == "openai_batches"]
+        if form.standard_fields is None and form.extra_fields is None:
+            pytest.skip("this Airflow takes forms from hook classes, for which every one of them is imported (3.1)")
         return form.model_dump()
 
     def test_standard_fields_are_named_for_their_use(self, form: Any) -> None:

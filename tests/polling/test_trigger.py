@@ -402,6 +402,8 @@ def test_an_unknown_connection_is_named_in_the_error(world: World, monkeypatch: 
 
 def in_state(trigger: OpenAIBatchTrigger, state: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make Airflow say that the trigger's task instance is in this state."""
+    if not hasattr(BaseTrigger, "on_kill"):
+        pytest.skip("this Airflow tells no trigger that a user ended its task (before 3.3)")
     states = {} if state is None else {"run": {"task_3": state}}
     monkeypatch.setattr(RuntimeTaskInstance, "get_task_states", staticmethod(lambda **where: states))
     ti = SimpleNamespace(dag_id="dag", task_id="task", run_id="run", map_index=3)
