@@ -250,7 +250,10 @@ def check_base_url(url: str) -> str:
         )
     try:
         parts = urlsplit(url.strip())
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        # urllib3 before 2.7 would ask for the host "a%20b".
+        usable = (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and " " not in parts.netloc
+        )
     except ValueError:
         usable = False
     if not usable:

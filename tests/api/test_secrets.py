@@ -248,6 +248,7 @@ def test_a_header_that_cannot_be_sent_is_refused_without_its_value(settings: dic
         ("timeout", {"timeout_s": 0}),
         ("timeout", {"timeout_s": -1}),
         ("host", {"base_url": "api.openai.com"}),
+        ("host", {"base_url": "http://a b/v1"}),
     ],
 )
 def test_a_bad_setting_is_refused_by_name(param: str, settings: dict[str, Any]) -> None:
@@ -256,7 +257,7 @@ def test_a_bad_setting_is_refused_by_name(param: str, settings: dict[str, Any]) 
     assert raised.value.param == param
 
 
-@pytest.mark.parametrize("host", [f"{'a' * 64}.invalid", "a..b", "\u20ac.invalid", "a b"])
+@pytest.mark.parametrize("host", [f"{'a' * 64}.invalid", "a..b", "\u20ac.invalid"])
 def test_a_host_that_is_no_name_is_refused_by_name(host: str) -> None:
     with connect(f"http://{host}/v1") as client, pytest.raises(InvalidInputError, match="host"):
         client.retrieve_batch("batch_1")

@@ -8,8 +8,13 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+from packaging.version import Version
+
 REPOSITORY = Path(__file__).parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+SETS = {path.name: path.read_text().splitlines() for path in (REPOSITORY / "constraints").glob("*.txt")}
+"""Dependencies of the version matrix."""
 CONSTRAINTS = (REPOSITORY / "constraints.txt").read_text().splitlines()
 EXTRAS = PROJECT["optional-dependencies"]
 NEEDED = [*PROJECT["dependencies"], *(each for extra in EXTRAS.values() for each in extra)]
@@ -33,16 +38,25 @@ def test_every_dependency_has_its_reason() -> None:
 
 
 def test_nothing_is_fetched_from_elsewhere() -> None:
-    assert [
-        each for each in [*NEEDED, *CONSTRAINTS] if re.search(r"://|@|--(index|extra-index|find-links)", each)
-    ] == []
+    told = [*NEEDED, *CONSTRAINTS, *(line for lines in SETS.values() for line in lines)]
+    assert [each for each in told if re.search(r"://|@|--(index|extra-index|find-links)", each)] == []
 
 
-def test_a_clone_installs_exact_versions() -> None:
-    pins = [line for line in CONSTRAINTS if line and not line.startswith("#")]
+@pytest.mark.parametrize("constraints", [CONSTRAINTS, *SETS.values()], ids=["constraints.txt", *SETS])
+def test_a_clone_installs_exact_versions(constraints: list[str]) -> None:
+    pins = [line for line in constraints if line and not line.startswith("#")]
     assert [line for line in pins if not re.fullmatch(r"[\w.-]+==[\w.!+]+( ; .+)?", line)] == []
     pinned = {name_of(line) for line in pins}
     assert {name_of(each) for each in NEEDED} - pinned == set()
+
+
+def test_the_lowest_versions_that_are_tried_are_those_that_are_allowed() -> None:
+    allowed = {name_of(each): Version(each.partition(">=")[2]) for each in NEEDED}
+    tried = dict(line.split("==") for line in SETS["lowest.txt"] if "==" in line)
+    assert {name: Version(tried[name]) for name in allowed} == allowed
+
+
+def test_make_installs_them() -> None:
     makefile = (REPOSITORY / "demo" / "install.sh").read_text()
     assert "-c constraints.txt" in makefile or "--constraint" in makefile
 
