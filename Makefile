@@ -4,6 +4,7 @@
 #   make airflow      the same Airflow with all example DAGs, up until Ctrl-C
 #   make test         every test
 #   make test-matrix  the tests that hold on every Airflow, on 3.1, 3.2 and the lowest dependencies; AIRFLOW=3.1 for one
+#   make test-matrix-edges  the part of them that CI runs: where the package meets Airflow
 #   make test-distributed  the promises in an Airflow on Celery, PostgreSQL, Redis and S3 while its parts are killed
 #   make lint         style and types
 #   make check        lint, test, build
@@ -26,9 +27,14 @@ DISTRIBUTED_INSTALLED := .venv/.installed-distributed$(subst /,-,$(PYTHON))
 RIVALS := .venv-rivals/.installed
 # A set of dependencies is a file in constraints/ and has a venv of its own.
 SETS := airflow-3.1 airflow-3.2 lowest
-MATRIX_TESTS ?= $(filter-out $(addprefix tests/,benchmarks browser distributed security system __pycache__ release),$(patsubst %/,%,$(wildcard tests/*/)))
+# All that need no server, no browser and no other service: those are for one Airflow.
+MATRIX_TESTS ?= $(wildcard $(addprefix tests/,airflow api cli dialects emulator jobs plugin polling properties testing))
+# Where the package meets Airflow: DAG runs, the hook, a triggerer, the plugin's routes; and the client and a job below.
+MATRIX_EDGES := $(addprefix tests/,airflow/test_dags.py airflow/test_decorator.py airflow/test_hook.py airflow/test_job.py \
+  airflow/test_sensor.py api/test_batches.py api/test_create.py jobs/test_directory.py jobs/test_engine.py \
+  plugin/test_plugin.py plugin/test_authorization.py plugin/test_batches.py polling/test_trigger.py polling/test_triggerer.py)
 
-.PHONY: help demo airflow test test-matrix test-distributed lint check build release-check bench bench-import bench-waiting bench-faults soak constraints constraints-matrix install clean
+.PHONY: help demo airflow test test-matrix test-matrix-edges test-distributed lint check build release-check bench bench-import bench-waiting bench-faults soak constraints constraints-matrix install clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -46,6 +52,9 @@ test: $(INSTALLED)
 test-matrix: $(INSTALLED)
 	@$(MAKE) --no-print-directory -k -j 2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) \
 	  $(addprefix on-,$(if $(AIRFLOW),$(patsubst airflow-lowest,lowest,$(AIRFLOW:%=airflow-%)),$(SETS)))
+
+test-matrix-edges:
+	@$(MAKE) --no-print-directory test-matrix MATRIX_TESTS="$(MATRIX_EDGES)"
 
 on-%: .venv-matrix/%/.installed
 	.venv-matrix/$*/bin/python -m pytest -q $(MATRIX_TESTS) $(PYTEST_ARGS)
