@@ -32,7 +32,7 @@ MATRIX_TESTS ?= $(wildcard $(addprefix tests/,airflow api cli dialects emulator 
 # Where the package meets Airflow: DAG runs, the hook, a triggerer, the plugin's routes; and the client and a job below.
 MATRIX_EDGES := $(addprefix tests/,airflow/test_dags.py airflow/test_decorator.py airflow/test_hook.py airflow/test_job.py \
   airflow/test_sensor.py api/test_batches.py api/test_create.py jobs/test_directory.py jobs/test_engine.py \
-  plugin/test_plugin.py plugin/test_authorization.py plugin/test_batches.py polling/test_trigger.py polling/test_triggerer.py)
+  plugin/test_authorization.py plugin/test_batches.py polling/test_trigger.py polling/test_triggerer.py)
 
 .PHONY: help demo airflow test test-matrix test-matrix-edges test-distributed lint check build release-check bench bench-import bench-waiting bench-faults soak constraints constraints-matrix install clean
 
