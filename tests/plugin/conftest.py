@@ -17,6 +17,7 @@ from tests.airflow.conftest import (
     connection,
     connection_json,
     no_pauses,
+    odd_extras_are_read,
     register,
     request_lines,
     run_dag,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from airflow_provider_openai_batches.api.models import Batch
     from airflow_provider_openai_batches.emulator import Emulator
 
-__all__ = ["airflow_db", "airflow_home", "connection", "no_pauses", "run_dag"]
+__all__ = ["airflow_db", "airflow_home", "connection", "no_pauses", "odd_extras_are_read", "run_dag"]
 
 CONN_ID = "openai_batches_default"
 
