@@ -135,7 +135,8 @@ class Triggerer:
         """What woke the task."""
         [(kwargs,)] = self._sql("SELECT next_kwargs FROM task_instance WHERE map_index = ?", map_index)
         found = json.loads(kwargs or "{}")
-        return found.get("__var", found).get("event")
+        event = found.get("__var", found).get("event")
+        return event and event.get("__var", event)  # Airflow 3.1 wraps each mapping
 
     def told(self) -> list[dict[str, Any]]:
         """What watchers have told, oldest first."""
