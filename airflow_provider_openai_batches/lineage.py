@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
+    from sqlalchemy import Engine
 
 RUN_FACET = "openai_batches"
 SOURCE = "openai_batches"
@@ -23,9 +24,9 @@ class Place(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What a task wrote: path or URI, rows, and files where these are more than one."""
+    """What a task wrote: path, URI or place, rows, and files where these are more than one."""
 
-    path: str
+    path: str | Place
     rows: int | None
     files: int | None = None
 
@@ -58,7 +59,7 @@ def lineage(
 
     outputs = [
         OutputDataset(
-            *place(each.path),
+            *(each.path if isinstance(each.path, Place) else place(each.path)),
             outputFacets={"outputStatistics": OutputStatisticsOutputDatasetFacet(each.rows, fileCount=each.files)},
         )
         for each in written
@@ -111,3 +112,23 @@ def place(path: str) -> Place:
         return Place("file", parts.path.rstrip("/") or "/")
     scheme = {"s3a": "s3", "gcs": "gs"}.get(parts.scheme, parts.scheme)
     return Place(f"{scheme}://{parts.netloc.rpartition('@')[2]}", parts.path.strip("/") or "/")
+
+
+def sql_place(engine: Engine, table: str) -> Place:
+    """Return the dataset that a table is.
+
+    :param engine: the database that it is in
+    :param table: ``table`` or ``schema.table``
+    """
+    from sqlalchemy import inspect
+
+    url, kind = engine.url, engine.dialect.name
+    if kind == "sqlite":
+        return Place("sqlite", f"{url.database}.{table}")
+    scheme, port = {"postgresql": ("postgres", 5432)}.get(kind, ("mysql", 3306))
+    schema, _, name = table.rpartition(".")
+    if kind == "postgresql":
+        name = f"{url.database}.{schema or inspect(engine).default_schema_name}.{name}"
+    else:
+        name = f"{schema or url.database}.{name}"
+    return Place(f"{scheme}://{url.host or 'localhost'}:{url.port or port}", name)

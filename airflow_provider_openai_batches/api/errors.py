@@ -4,6 +4,7 @@
 
     OpenAIBatchesError
     ├── InvalidInputError             refused here, before any call (also a ValueError)
+    │   └── NoRowsError               a job without a row
     ├── APIConnectionError            no answer: DNS, refused, reset, timeout
     ├── InvalidResponseError          an answer, but not the API's: HTML, a redirect, something else than JSON
     ├── DownloadIncompleteError       a file's content ended early
@@ -83,6 +84,13 @@ class InvalidInputError(OpenAIBatchesError, ValueError):
     def __init__(self, param: str, message: str) -> None:
         super().__init__(f"{param}: {message}")
         self.param = param
+
+
+class NoRowsError(InvalidInputError):
+    """A job without a row. For some that is a mistake, for others a quiet night."""
+
+    def __init__(self) -> None:
+        super().__init__("requests", "there is no row. If that is no mistake, give the task when_empty='skip'.")
 
 
 class APIConnectionError(OpenAIBatchesError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import heapq
+import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
@@ -89,12 +90,13 @@ def write_parts(
         yield Part(path, write(path, chain([first], islice(rows, rows_per_part - 1)), column))
 
 
-def read_results(manifest: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def read_results(manifest: Mapping[str, Any] | str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     """Iterate over a job's result rows, in input order, without holding them.
 
-    :param manifest: what the job's task returned
+    :param manifest: what the job's task returned, or its ``output_path``: a task that failed returned nothing
+    :raises InvalidInputError: while iterating: there are no results at that path
     """
-    for path in manifest["results"]:
+    for path in manifest["results"] if isinstance(manifest, Mapping) else _parts_at(manifest):
         with _open(path) as file:
             if path.endswith(".parquet"):
                 yield from _parquet_rows(file)
@@ -131,6 +133,19 @@ def read_results_frame(
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
     return frame
+
+
+def _parts_at(output_path: Any) -> list[str]:
+    """Return the paths of the result files in a job's directory, in order."""
+    from airflow_provider_openai_batches.jobs.directory import open_directory
+
+    directory = open_directory(output_path)
+    names = sorted(name for name in directory.names("results") if name.startswith("part-"))
+    if not names:
+        raise InvalidInputError(
+            "results", f"there are none in {directory}/results. Give the output_path of a job that has ended."
+        )
+    return [directory.path(f"results/{name}") for name in names]
 
 
 def _write_jsonl(path: Path, rows: Iterable[ResultRow], column: OutputColumn) -> int:

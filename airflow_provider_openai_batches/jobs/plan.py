@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import msgspec
 
-from airflow_provider_openai_batches.api.errors import InvalidInputError
+from airflow_provider_openai_batches.api.errors import InvalidInputError, NoRowsError
 from airflow_provider_openai_batches.api.models import Usage
 from airflow_provider_openai_batches.jobs.kept import EarlierAnswers, earlier_answers, kept_file, keys_file, row_key
 from airflow_provider_openai_batches.jobs.ledger import LedgerError, Round, Shard
@@ -113,7 +113,7 @@ def make_plan(job: Job) -> None:
         keys.close()
         kept.close()
         if not sorter.rows:
-            raise InvalidInputError("requests", "there is no row. If that can happen, skip the task upstream.")
+            raise NoRowsError
         # What is answered already costs nothing, whatever the prices.
         ledger.estimated_cost = cost(sorter.usage, job.settings.prices) if job.settings.prices or not shards else None
         _check_cost(ledger.estimated_cost, job.settings)

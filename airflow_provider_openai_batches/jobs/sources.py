@@ -117,7 +117,7 @@ def _jsonl_items(path: Any) -> Iterator[Any]:
                 row = decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise RowError(f"not valid JSON ({error}). Each line must be one complete JSON value.") from error
-            yield _request_of(row) if isinstance(row, dict) else row
+            yield request_of(row) if isinstance(row, dict) else row
 
 
 def _csv_items(path: Any) -> Iterator[Any]:
@@ -134,7 +134,7 @@ def _csv_items(path: Any) -> Iterator[Any]:
                     continue
                 if len(cells) != len(header):
                     raise RowError(f"{len(cells)} cells for {len(header)} columns. Quote cells that hold commas.")
-                yield _request_of(_csv_row(header, cells))
+                yield request_of(_csv_row(header, cells))
         except (csv.Error, UnicodeDecodeError) as error:
             raise RowError(f"not valid CSV in UTF-8 ({error}).") from error
 
@@ -165,7 +165,7 @@ def _parquet_items(path: Any) -> Iterator[Any]:
             # Without these, whole row groups are held in memory.
             table = parquet.ParquetFile(file, pre_buffer=False, buffer_size=_PARQUET_BUFFER_BYTES)
             for batch in table.iter_batches(batch_size=_PARQUET_BATCH_ROWS):
-                yield from map(_request_of, batch.to_pylist())
+                yield from map(request_of, batch.to_pylist())
         except ArrowException as error:
             raise RowError(f"not a readable Parquet file ({error}).") from error
 
@@ -179,7 +179,7 @@ _READERS: dict[str, Callable[[Any], Iterator[Any]]] = {
 _SUFFIXES = ", ".join(sorted(_READERS))
 
 
-def _request_of(row: dict[str, Any]) -> dict[str, Any]:
+def request_of(row: dict[str, Any]) -> dict[str, Any]:
     """Move the columns that are not about the request into its context."""
     if row.keys() >= LINE_FIELDS:
         return row

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, ObjectStoragePath
 
-from airflow_provider_openai_batches.api.errors import OpenAIBatchesError, WaitTimeoutError
+from airflow_provider_openai_batches.api.errors import NoRowsError, OpenAIBatchesError, WaitTimeoutError
 from airflow_provider_openai_batches.assets import announce_results
 from airflow_provider_openai_batches.compat import has_ended
 from airflow_provider_openai_batches.jobs.verdict import RowsFailedError, check_max_failed, raise_for_results
@@ -47,10 +47,11 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
     A retry goes on where the attempt before stopped; a cleared, finished task buys only rows that changed or failed.
     If too many rows failed there is no retry, which could not help: clear the task to buy them again.
 
-    :param requests: the rows: a list, an iterable or a function that returns one, an upstream task's list, or the path
-        or URI (templated) of a JSONL, CSV or Parquet file. A row is a prompt, a dict with one of ``prompt``, ``input``,
-        ``messages`` and ``body`` and perhaps ``custom_id``, ``model`` and ``context`` (columns for the result), or a
-        complete API line. Row text is never rendered
+    :param requests: the rows: a list, an iterable or a function that returns one, an upstream task's list, the path or
+        URI (templated) of a JSONL, CSV or Parquet file, or a query
+        (:class:`~airflow_provider_openai_batches.sql.SQLRequests`). A row is a prompt, a dict with one of ``prompt``,
+        ``input``, ``messages`` and ``body`` and perhaps ``custom_id``, ``model`` and ``context`` (columns for the
+        result), or a complete API line. Row text is never rendered
     :param output_path: directory or URI of this run's results (templated); one job per path
     :param model: for rows that name none (templated)
     :param endpoint: where the requests go (templated)
@@ -77,6 +78,7 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
     :param prices: ``{model: {"input", "cached_input", "output"}}`` in USD per million tokens, at the batch rate;
         default: the connection's
     :param dry_run: write the shards and the estimate, and send nothing
+    :param when_empty: what becomes of the task when there is no row: ``fail``, or ``skip``
     :param output_format: ``jsonl``, or ``parquet`` with the extra of that name
     :param finish_synchronously_below: once this many rows or fewer are left of the whole job, all of which a batch has
         had before, they are sent one by one to the ``endpoint`` itself, at about twice the price. At most
@@ -112,6 +114,7 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
         max_cost: float | None = None,
         prices: Mapping[str, Mapping[str, float]] | None = None,
         dry_run: bool = False,
+        when_empty: Literal["fail", "skip"] = "fail",
         output_format: Literal["jsonl", "parquet"] = "jsonl",
         finish_synchronously_below: int = 0,
         **kwargs: Any,
@@ -142,6 +145,7 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
         self.prices = prices
         # Not `dry_run`: Airflow's operators have a method of that name.
         self.plan_only = parameters.flag(dry_run, "dry_run")
+        self.when_empty = parameters.one_of(when_empty, "when_empty", "fail", "skip")
         self.output_format = parameters.one_of(output_format, "output_format", "jsonl", "parquet")
         self.finish_synchronously_below = parameters.count(
             finish_synchronously_below, "finish_synchronously_below", least=0, most=1_000
@@ -156,7 +160,7 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
     @property
     def requests(self) -> Any:
         """Where the rows come from."""
-        return self._requests
+        return Rows.to_render(self._requests)
 
     @requests.setter
     def requests(self, source: Any) -> None:
@@ -192,7 +196,7 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
         while True:
             self._stop_if_killed(job)
             self._stop_if_late(job)
-            with self._counted(job, context):
+            with self._counted(job, context), self._skipped_if_empty():
                 outcome = advance(job)
             self._manifest = None if isinstance(outcome, Waiting) else outcome.manifest
             if isinstance(outcome, Finished):
@@ -265,6 +269,15 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
                 batches=len(manifest["batch_ids"]),
             ),
         )
+
+    @contextmanager
+    def _skipped_if_empty(self) -> Iterator[None]:
+        try:
+            yield
+        except NoRowsError as error:
+            if self.when_empty == "skip":
+                raise AirflowSkipException("There is no row, so there is nothing to do.") from error
+            raise
 
     @contextmanager
     def _counted(self, job: Job, context: Context) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
+from copy import copy
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -36,10 +37,16 @@ class Rows:
     def of(cls, source: Any) -> Any:
         """Wrap what is none of Airflow's business.
 
-        Only a path or an upstream task's output is Airflow's to resolve; rows are data, whatever they look like, and
-        too many to be shown.
+        Only a path, a query or an upstream task's output is Airflow's to resolve; rows are data, whatever they look
+        like, and too many to be shown.
         """
-        return source if isinstance(source, (str, XComArg, ObjectStoragePath, cls)) else cls(source)
+        is_airflows = isinstance(source, (str, XComArg, ObjectStoragePath, cls)) or _has_templates(source)
+        return source if is_airflows else cls(source)
+
+    @classmethod
+    def to_render(cls, source: Any) -> Any:
+        """Return what Airflow may render. It renders a query in place, and the next run must find that as it was."""
+        return copy(source) if _has_templates(source) else source
 
     def __str__(self) -> str:
         # The same at each parse: Airflow makes a new version of the DAG when this changes.
@@ -47,6 +54,11 @@ class Rows:
             return f"{len(self.source):,} requests"
         kind = self.source if callable(self.source) else type(self.source)
         return f"requests from {getattr(kind, '__qualname__', type(kind).__qualname__)}"
+
+
+def _has_templates(source: Any) -> bool:
+    """Whether a source is a query, or another one that says itself what Airflow may render of it."""
+    return not isinstance(source, type) and isinstance(getattr(source, "template_fields", None), tuple)
 
 
 def open_job(operator: OpenAIBatchOperator, rows: Callable[[], Any], context: Context, *, resuming: bool) -> Job:

@@ -1,0 +1,1 @@
+"""Operators that take a job's results to where they are used."""

@@ -1,0 +1,201 @@
+"""The rows of a job as a partitioned Parquet data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from enum import IntEnum
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from airflow_provider_openai_batches.api.errors import InvalidInputError
+from airflow_provider_openai_batches.transfers.columns import parse_columns, value_at
+from airflow_provider_openai_batches.transfers.dead_letters import dead_letter
+from airflow_provider_openai_batches.transfers.files import put_file, storage_path
+from airflow_provider_openai_batches.transfers.results import rows_of
+
+if TYPE_CHECKING:
+    import pyarrow
+    from airflow.sdk import ObjectStoragePath
+
+ROWS_PER_FILE = 1_000_000
+MAX_PARTITIONS = 1_024
+_ROWS_PER_BATCH = 1_000
+_ROWS_PER_GROUP = 10_000
+_LEAST_ROWS_PER_GROUP = 100
+"""So many rows of each partition wait in memory."""
+_INT64 = range(-(1 << 63), 1 << 63)
+
+
+class Kind(IntEnum):
+    """What the values of a column are, from the narrowest on."""
+
+    NOTHING = 0
+    BOOLEAN = 1
+    INTEGER = 2
+    NUMBER = 3
+    TEXT = 4
+    VECTOR = 5
+    JSON = 6
+
+
+def kind_of(value: Any) -> Kind:
+    """Return what a value is."""
+    if value is None:
+        return Kind.NOTHING
+    if isinstance(value, bool):
+        return Kind.BOOLEAN
+    if isinstance(value, int):
+        return Kind.INTEGER if value in _INT64 else Kind.JSON
+    if isinstance(value, float):
+        return Kind.NUMBER
+    if isinstance(value, str):
+        return Kind.TEXT
+    is_vector = isinstance(value, list) and value and {*map(type, value)} <= {int, float}
+    return Kind.VECTOR if is_vector else Kind.JSON
+
+
+def common_kind(one: Kind, other: Kind) -> Kind:
+    """Return what holds values of both kinds."""
+    low, high = sorted((one, other))
+    if low in (high, Kind.NOTHING) or (low, high) == (Kind.INTEGER, Kind.NUMBER):
+        return high
+    return Kind.JSON
+
+
+def write_partitions(
+    results: Any,
+    path: Any,
+    columns: Mapping[str, str],
+    partition_by: Sequence[str],
+    write_letter: Callable[[Mapping[str, Any]], None],
+) -> tuple[list[str], int, int]:
+    """Write the succeeded rows; replace the partitions that they belong to.
+
+    The results are read twice, since a file's columns have their types before the first row.
+
+    :param results: a manifest, or the ``output_path`` of a job
+    :param path: directory or URI of the data set
+    :param columns: where in a result row each column's value is
+    :param partition_by: columns that become folders
+    :param write_letter: takes a dead letter for each other row
+    :return: paths of the files, rows in them, and other rows
+    """
+    target = storage_path(path, "path")
+    paths = parse_columns(columns)
+    if unknown := [name for name in partition_by if name not in paths]:
+        raise InvalidInputError(
+            "partition_by", f"{', '.join(map(repr, unknown))} is not among the columns {', '.join(paths)}."
+        )
+    if len(set(partition_by)) >= len(paths):
+        raise InvalidInputError("partition_by", "no column would be left for the files.")
+    kinds, failed = dict.fromkeys(paths, Kind.NOTHING), 0
+    stored = 0
+    for row in rows_of(results):
+        if row["status"] != "succeeded":
+            failed += 1
+            write_letter(dead_letter(row))
+            continue
+        stored += 1
+        for name, steps in paths.items():
+            kinds[name] = common_kind(kinds[name], kind_of(value_at(row, steps)))
+    if not stored:
+        return [], 0, failed
+    good = (row for row in rows_of(results) if row["status"] == "succeeded")
+    with TemporaryDirectory(prefix="openai-batches-") as directory:
+        draft = Path(directory)
+        _write(draft, good, paths, kinds, partition_by)
+        return _publish(draft, target), stored, failed
+
+
+def _write(
+    directory: Path,
+    rows: Iterable[Mapping[str, Any]],
+    paths: Mapping[str, tuple[str, ...]],
+    kinds: Mapping[str, Kind],
+    partition_by: Sequence[str],
+) -> None:
+    try:
+        import pyarrow as pa
+        from pyarrow import dataset
+    except ImportError as error:
+        raise InvalidInputError(
+            "path", "writing Parquet needs pyarrow: pip install 'airflow-provider-openai-batches[parquet]'."
+        ) from error
+    types = {
+        Kind.NOTHING: pa.string(),
+        Kind.BOOLEAN: pa.bool_(),
+        Kind.INTEGER: pa.int64(),
+        Kind.NUMBER: pa.float64(),
+        Kind.TEXT: pa.string(),
+        Kind.VECTOR: pa.list_(pa.float32()),
+        Kind.JSON: pa.string(),
+    }
+    for name in partition_by:
+        if kinds[name] not in (Kind.NOTHING, Kind.TEXT, Kind.INTEGER, Kind.BOOLEAN):
+            raise InvalidInputError(
+                "partition_by", f"{name!r} is {kinds[name].name.lower()}; only text and whole numbers name folders."
+            )
+    schema = pa.schema([pa.field(name, types[kinds[name]]) for name in paths])
+    try:
+        dataset.write_dataset(
+            _batches(iter(rows), paths, kinds, schema),
+            directory,
+            schema=schema,
+            format="parquet",
+            partitioning=dataset.partitioning(pa.schema([schema.field(name) for name in partition_by]), flavor="hive"),
+            basename_template="part-{i}.parquet",
+            file_options=dataset.ParquetFileFormat().make_write_options(compression="zstd"),
+            max_partitions=MAX_PARTITIONS,
+            max_open_files=MAX_PARTITIONS + 1,  # Else a partition would have files for no reason.
+            max_rows_per_file=ROWS_PER_FILE,
+            min_rows_per_group=_LEAST_ROWS_PER_GROUP if partition_by else _ROWS_PER_GROUP,
+            max_rows_per_group=_ROWS_PER_GROUP,
+            use_threads=False,  # They would change the order of the rows.
+        )
+    except pa.ArrowInvalid as error:
+        if "partitions" not in str(error):
+            raise
+        raise InvalidInputError(
+            "partition_by", f"{error}. At most {MAX_PARTITIONS:,} partitions are written; choose coarser ones."
+        ) from error
+
+
+def _batches(
+    rows: Iterator[Mapping[str, Any]],
+    paths: Mapping[str, tuple[str, ...]],
+    kinds: Mapping[str, Kind],
+    schema: pyarrow.Schema,
+) -> Iterator[pyarrow.RecordBatch]:
+    import pyarrow as pa
+
+    while chunk := list(islice(rows, _ROWS_PER_BATCH)):
+        arrays = []
+        for name, steps in paths.items():
+            values = [value_at(row, steps) for row in chunk]
+            if kinds[name] is Kind.JSON:
+                values = [None if value is None else msgspec.json.encode(value).decode() for value in values]
+            arrays.append(pa.array(values, type=schema.field(name).type))
+        yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _publish(draft: Path, target: ObjectStoragePath) -> list[str]:
+    """Move each partition's files to their places, and remove what else was there of it."""
+    published = []
+    for folder in sorted({file.parent for file in draft.rglob("*.parquet")}):
+        place = target / folder.relative_to(draft).as_posix() if folder != draft else target
+        # Arrow counts through all partitions. Under the same name as before, a file is replaced in one step.
+        drafts = sorted(folder.glob("*.parquet"), key=lambda file: int(file.stem.removeprefix("part-")))
+        names = [f"part-{number:05d}.parquet" for number in range(len(drafts))]
+        for file, name in zip(drafts, names, strict=True):
+            put_file(file, place / name)
+            published.append(str(place / name))
+        place.fs.invalidate_cache()
+        for found in place.fs.ls(place.path, detail=False):
+            name = found.rpartition("/")[2]
+            if name.endswith(".parquet") and name not in names:
+                place.fs.rm_file(found)
+    return published
