@@ -121,7 +121,7 @@ $(DISTRIBUTED_INSTALLED): $(INSTALLED)
 constraints:
 	@scratch=$$(mktemp -d) && sed -n '/^#/p' constraints.txt > $$scratch/new && \
 	  $(or $(PYTHON),python3) -m venv $$scratch && $$scratch/bin/pip install -q uv && \
-	  $$scratch/bin/uv pip compile -q --python-version 3.11 --all-extras --group pyproject.toml:distributed pyproject.toml \
+	  $$scratch/bin/uv pip compile -q --python-version 3.11 --all-extras --group pyproject.toml:distributed --group pyproject.toml:mysql pyproject.toml \
 	    --no-header --no-annotate >> $$scratch/new && \
 	  mv $$scratch/new constraints.txt && rm -rf $$scratch && git --no-pager diff --stat constraints.txt
 

@@ -27,6 +27,10 @@ def get_provider_info() -> dict[str, Any]:
         "operators": _modules("operators.openai_batches"),
         "sensors": _modules("sensors.openai_batches"),
         "triggers": _modules("triggers.openai_batch_finished", "triggers.openai_batches"),
+        "transfers": [
+            _transfer("SQL", "transfers.openai_batches_to_sql"),
+            _transfer("Parquet", "transfers.openai_batches_to_parquet"),
+        ],
         "task-decorators": [
             {"name": "openai_batch", "class-name": f"{_PACKAGE}.decorators.openai_batch.openai_batch_task"}
         ],
@@ -80,6 +84,14 @@ def get_provider_info() -> dict[str, Any]:
 
 def _modules(*names: str) -> list[dict[str, Any]]:
     return [{"integration-name": _INTEGRATION, "python-modules": [f"{_PACKAGE}.{name}" for name in names]}]
+
+
+def _transfer(target: str, name: str) -> dict[str, str]:
+    return {
+        "source-integration-name": _INTEGRATION,
+        "target-integration-name": target,
+        "python-module": f"{_PACKAGE}.{name}",
+    }
 
 
 def _field(label: str, description: str, kind: str = "string") -> dict[str, Any]:

@@ -60,6 +60,15 @@ from_debian() { # from_debian WHAT_FOR PACKAGE...
     fi
 }
 
+# The driver of the MySQL provider is built here.
+if [ "$group" = dev ] && ! .venv/bin/python -c 'import MySQLdb, airflow.providers.mysql' 2>/dev/null; then
+    if ! pkg-config --exists libmariadb 2>/dev/null && ! pkg-config --exists mysqlclient 2>/dev/null; then
+        from_debian "the tests with MariaDB" libmariadb-dev pkg-config gcc
+    fi
+    .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt --group mysql 2>/dev/null ||
+        echo "the MySQL provider cannot be installed without the headers of libmariadb: the tests with MariaDB are skipped"
+fi
+
 # The browser tests drive the system's chromium: no download beside the package manager.
 if [ "$group" = dev ] && ! command -v chromium >/dev/null 2>&1; then
     from_debian "the browser tests" chromium

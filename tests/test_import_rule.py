@@ -17,11 +17,11 @@ FLOORS = (
     {"api"},
     {"sighting", "watch"},
     {"jobs"},
-    {"compat", "assets", "lineage", "links", "results", "telemetry"},
+    {"compat", "assets", "lineage", "links", "results", "sql", "telemetry"},
     {"hooks", "polling", "survey"},
     {"triggers"},
     {"sensors", "operators"},
-    {"decorators", "plugin"},
+    {"decorators", "plugin", "transfers"},
     {"cli"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

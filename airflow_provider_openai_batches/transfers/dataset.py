@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
 ROWS_PER_FILE = 1_000_000
-MAX_PARTITIONS = 1_024
+MAX_PARTITIONS = 500
 _ROWS_PER_BATCH = 1_000
 _ROWS_PER_GROUP = 10_000
 _LEAST_ROWS_PER_GROUP = 100
@@ -92,8 +92,9 @@ def write_partitions(
         )
     if len(set(partition_by)) >= len(paths):
         raise InvalidInputError("partition_by", "no column would be left for the files.")
-    kinds, failed = dict.fromkeys(paths, Kind.NOTHING), 0
-    stored = 0
+    kinds = dict.fromkeys(paths, Kind.NOTHING)
+    partitions = set()
+    stored = failed = 0
     for row in rows_of(results):
         if row["status"] != "succeeded":
             failed += 1
@@ -102,6 +103,11 @@ def write_partitions(
         stored += 1
         for name, steps in paths.items():
             kinds[name] = common_kind(kinds[name], kind_of(value_at(row, steps)))
+        partitions.add(msgspec.json.encode([value_at(row, paths[name]) for name in partition_by]))
+        if len(partitions) > MAX_PARTITIONS:
+            raise InvalidInputError(
+                "partition_by", f"there are more than {MAX_PARTITIONS:,} partitions. Choose coarser ones."
+            )
     if not stored:
         return [], 0, failed
     good = (row for row in rows_of(results) if row["status"] == "succeeded")
@@ -140,28 +146,21 @@ def _write(
                 "partition_by", f"{name!r} is {kinds[name].name.lower()}; only text and whole numbers name folders."
             )
     schema = pa.schema([pa.field(name, types[kinds[name]]) for name in paths])
-    try:
-        dataset.write_dataset(
-            _batches(iter(rows), paths, kinds, schema),
-            directory,
-            schema=schema,
-            format="parquet",
-            partitioning=dataset.partitioning(pa.schema([schema.field(name) for name in partition_by]), flavor="hive"),
-            basename_template="part-{i}.parquet",
-            file_options=dataset.ParquetFileFormat().make_write_options(compression="zstd"),
-            max_partitions=MAX_PARTITIONS,
-            max_open_files=MAX_PARTITIONS + 1,  # Else a partition would have files for no reason.
-            max_rows_per_file=ROWS_PER_FILE,
-            min_rows_per_group=_LEAST_ROWS_PER_GROUP if partition_by else _ROWS_PER_GROUP,
-            max_rows_per_group=_ROWS_PER_GROUP,
-            use_threads=False,  # They would change the order of the rows.
-        )
-    except pa.ArrowInvalid as error:
-        if "partitions" not in str(error):
-            raise
-        raise InvalidInputError(
-            "partition_by", f"{error}. At most {MAX_PARTITIONS:,} partitions are written; choose coarser ones."
-        ) from error
+    dataset.write_dataset(
+        _batches(iter(rows), paths, kinds, schema),
+        directory,
+        schema=schema,
+        format="parquet",
+        partitioning=dataset.partitioning(pa.schema([schema.field(name) for name in partition_by]), flavor="hive"),
+        basename_template="part-{i}.parquet",
+        file_options=dataset.ParquetFileFormat().make_write_options(compression="zstd"),
+        max_partitions=MAX_PARTITIONS,
+        max_open_files=MAX_PARTITIONS + 1,  # Fewer, and partitions would have files for no reason.
+        max_rows_per_file=ROWS_PER_FILE,
+        min_rows_per_group=_LEAST_ROWS_PER_GROUP if partition_by else _ROWS_PER_GROUP,
+        max_rows_per_group=_ROWS_PER_GROUP,
+        use_threads=False,  # They would change the order of the rows.
+    )
 
 
 def _batches(

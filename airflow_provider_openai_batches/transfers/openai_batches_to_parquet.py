@@ -27,7 +27,7 @@ class OpenAIBatchResultsToParquetOperator(BaseOperator):
     :param path: directory or URI of the data set (templated)
     :param columns: where each column's value is in the result row, e.g. ``{"review_id": "context.id", "label":
         "output.label"}``. A column has the type that all its values have; what has none is JSON text
-    :param partition_by: columns that become folders, ``day=2026-11-20``; at most 1,024 partitions. Choose what is the
+    :param partition_by: columns that become folders, ``day=2026-11-20``; at most 500 partitions. Choose what is the
         same whenever the job is run: an answer that changes would leave the row in its old partition, too
     :param failed_path: JSONL file for the rows that failed, written anew each time (templated)
     """

@@ -40,6 +40,7 @@ def storer(column: Column[Any], dialect: str) -> Callable[[Any], Any]:
         (sql.Boolean, _boolean),
         (sql.Integer, _integer),
         (sql.Numeric, _number),
+        (sql.Float, _number),  # Since SQLAlchemy 2.1 it is no Numeric.
         (sql.DateTime, _datetime(column)),
         (sql.Date, datetime.date.fromisoformat),
         (sql.Time, datetime.time.fromisoformat),

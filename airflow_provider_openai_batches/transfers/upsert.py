@@ -11,8 +11,12 @@ from airflow_provider_openai_batches.transfers.storable import storer
 
 if TYPE_CHECKING:
     from sqlalchemy import BindParameter, Connection, Engine, Inspector, Table
+    from sqlalchemy.exc import DBAPIError
     from sqlalchemy.sql.dml import UpdateBase
 
+# To their driver these are troubles of the server: a check that does not hold (MySQL, MariaDB), and text that the
+# column's character set does not have.
+_MYSQL_ROW_ERRORS = (3819, 4025, 1366)
 _DIALECTS = ("postgresql", "mysql", "mariadb", "sqlite")
 
 
@@ -40,15 +44,16 @@ class Target:
 
         :return: why the database did not take some of them, by position: a foreign key or a check that does not hold
         """
-        from sqlalchemy.exc import DataError, IntegrityError
+        from sqlalchemy.exc import DBAPIError
 
         if not rows:
             return {}
         try:
             with connection.begin_nested():
                 connection.execute(self.statement, rows)
-        except (DataError, IntegrityError):
-            pass
+        except DBAPIError as error:
+            if not _is_about_a_row(error):
+                raise
         else:
             return {}
         refused = {}
@@ -56,7 +61,9 @@ class Target:
             try:
                 with connection.begin_nested():
                     connection.execute(self.statement, row)
-            except (DataError, IntegrityError) as error:
+            except DBAPIError as error:
+                if not _is_about_a_row(error):
+                    raise
                 refused[position] = str(error.orig)
         return refused
 
@@ -108,6 +115,16 @@ def open_target(
     storers = {column: storer(table.columns[column], dialect) for column in columns}
     build = _upsert if insert_missing else _update
     return Target(table, storers, build(dialect, table, key, list(columns)))
+
+
+def _is_about_a_row(error: DBAPIError) -> bool:
+    """Whether other rows could still be written."""
+    from sqlalchemy.exc import DataError, IntegrityError, OperationalError
+
+    if isinstance(error, OperationalError):
+        code = next(iter(getattr(error.orig, "args", ())), None)
+        return code in _MYSQL_ROW_ERRORS
+    return isinstance(error, (DataError, IntegrityError))
 
 
 def split_name(name: str) -> tuple[str | None, str]:

@@ -53,6 +53,12 @@ def test_every_operator_sensor_trigger_and_hook_module_is_in_it() -> None:
         assert {name.rpartition(".")[2] for name in entry["python-modules"]} == found
 
 
+def test_every_transfer_module_is_in_it() -> None:
+    named = {entry["python-module"].rpartition(".")[2] for entry in get_provider_info()["transfers"]}
+    folder = REPOSITORY / "airflow_provider_openai_batches" / "transfers"
+    assert named == {path.stem for path in folder.glob("openai_*.py")}
+
+
 def test_names_and_versions_agree() -> None:
     info = get_provider_info()
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -163,7 +169,7 @@ class TestConnectionForm:
         assert hook.webhook_secret == "whsec_1"
 
 
-HEAVY = ("aiohttp", "fastapi", "openai", "pandas", "pyarrow")
+HEAVY = ("aiohttp", "fastapi", "openai", "pandas", "pyarrow", "sqlalchemy")
 
 
 def imported(code: str) -> set[str]:
@@ -182,6 +188,9 @@ def test_parsing_a_dag_imports_nothing_heavy() -> None:
     airflow_itself = imported("import airflow.sdk, airflow.providers.common.compat.sdk as c; c.BaseHook; c.Stats")
     ours = imported(
         "from airflow_provider_openai_batches.operators.openai_batches import OpenAIBatchSubmitOperator\n"
-        "from airflow_provider_openai_batches.sensors.openai_batches import OpenAIBatchSensor"
+        "from airflow_provider_openai_batches.sensors.openai_batches import OpenAIBatchSensor\n"
+        "from airflow_provider_openai_batches.sql import SQLRequests\n"
+        "from airflow_provider_openai_batches.transfers.openai_batches_to_parquet import *\n"
+        "from airflow_provider_openai_batches.transfers.openai_batches_to_sql import *"
     )
     assert not {name for name in ours - airflow_itself if name.partition(".")[0] in HEAVY}
