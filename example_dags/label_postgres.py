@@ -12,7 +12,7 @@ NEW = """SELECT id, review FROM reviews LEFT JOIN review_labels ON review_id = i
          WHERE review_id IS NULL AND review IS NOT NULL"""
 
 
-@dag(schedule="0 2 * * *", max_active_runs=1, params={"outbox": "/data/openai-batches-outbox"})
+@dag(schedule="0 2 * * *", max_active_runs=1, params={"outbox": "/tmp/openai-batches-outbox"})
 def label_postgres() -> None:
     label = OpenAIBatchOperator(
         task_id="label", model="gpt-4o-mini", output_path="{{ params.outbox }}/label_postgres/{{ run_id }}",

@@ -15,6 +15,8 @@ from airflow.sdk import DAG, Asset
 
 from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.operators.openai_batches import OpenAIBatchOperator
+from airflow_provider_openai_batches.sql import SQLRequests
+from airflow_provider_openai_batches.transfers.openai_batches_to_sql import OpenAIBatchResultsToSQLOperator
 from tests.airflow.conftest import register
 
 pytestmark = [pytest.mark.airflow, pytest.mark.usefixtures("connection")]
@@ -101,6 +103,26 @@ def test_the_events_pages_watcher_has_its_filters(page: Callable[[str], Page]) -
     for function in ("look", "answer"):
         assert isinstance(events.dag(function), DAG)
     assert isinstance(events.names["SAID"], Asset)
+
+
+def test_the_sources_page_keeps_labels_by_day(page: Callable[[str], Page], data: Path) -> None:
+    names = page("docs/sources-and-sinks.md").names
+    rows = [{"prompt": f"Review {number}", "context": {"id": number, "day": day}} for number, day in enumerate("aab")]
+    with DAG("keeping", schedule=None, start_date=NIGHT) as dag:
+        names["keep"](OpenAIBatchOperator(
+            task_id="label", requests=rows, model="m", output_path=str(data / "out"), poll_interval=0.1
+        ))  # fmt: skip
+    register(dag)
+    assert str(dag.test(logical_date=NIGHT).state) == "success"
+    assert sorted(file.parent.name for file in data.glob("labels-by-day/*/part-00000.parquet")) == ["day=a", "day=b"]
+
+
+def test_the_sources_page_knows_every_parameter() -> None:
+    text = (ROOT / "docs/sources-and-sinks.md").read_text()
+    described = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", text, re.MULTILINE))))
+    for kind in (SQLRequests, OpenAIBatchResultsToSQLOperator):
+        parameters = set(inspect.signature(kind.__init__).parameters) - {"self", "kwargs", "results"}
+        assert parameters <= described | {"conn_id"}
 
 
 def test_the_guide_knows_every_parameter_of_a_job() -> None:

@@ -20,7 +20,13 @@ from airflow_provider_openai_batches.operators.openai_batches import (
     OpenAIBatchSubmitOperator,
     OpenAIBatchUploadOperator,
 )
+from airflow_provider_openai_batches.transfers.openai_batches_to_parquet import OpenAIBatchResultsToParquetOperator
+from airflow_provider_openai_batches.transfers.openai_batches_to_sql import OpenAIBatchResultsToSQLOperator
 from tests.airflow.conftest import Attempts
+from tests.databases import CONN_ID, Database, postgresql
+from tests.transfers.rows import answered, failed, written
+
+__all__ = ["postgresql"]
 
 base = pytest.importorskip("airflow.providers.openlineage.extractors.base")
 pytestmark = [pytest.mark.airflow, pytest.mark.usefixtures("connection", "no_pauses")]
@@ -158,3 +164,23 @@ def test_parsing_a_dag_imports_nothing_of_it() -> None:
         "assert not (heavy | {'airflow_provider_openai_batches.lineage'}) & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_answers_in_a_table_and_a_data_set(postgresql: Database, tmp_path: Path) -> None:
+    postgresql.run("CREATE TABLE labels (id INTEGER PRIMARY KEY, label TEXT)")
+    results = written(tmp_path, [answered(1), answered(2), failed(3)])
+    columns = {"id": "context.id", "label": "output"}
+    table = OpenAIBatchResultsToSQLOperator(
+        task_id="table", results=results, sql_conn_id=CONN_ID, table="labels", key="id", columns=columns
+    )
+    there = str(tmp_path / "labels")
+    files = OpenAIBatchResultsToParquetOperator(task_id="files", results=results, path=there, columns=columns)
+    table.execute({})
+    files.execute({})
+    where = postgresql.connection
+    name = f"{where['schema']}.public.labels"
+    assert told(table) == {
+        "inputs": [("file", str(tmp_path))],
+        "outputs": {(f"postgres://{where['host']}:{where['port']}", name): 2},
+    }
+    assert told(files)["outputs"] == {("file", there): 2}
