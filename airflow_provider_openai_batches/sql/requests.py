@@ -87,10 +87,11 @@ class SQLRequests:
             engine.dispose()
 
     def _execute(self, connection: Connection) -> CursorResult[Any]:
-        from sqlalchemy import text
+        from sqlalchemy import BindParameter, text
+        from sqlalchemy.sql.visitors import iterate
 
         statement, values = text(self.sql), dict(self.parameters or {})
-        named = statement.compile().params.keys()
+        named = {part.key for part in iterate(statement) if isinstance(part, BindParameter)}
         if missing := sorted(named - values.keys()):
             raise InvalidInputError(
                 "parameters",
