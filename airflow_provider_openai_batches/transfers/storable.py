@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import math
+import re
 import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from airflow_provider_openai_batches.jobs.json_text import shown
 if TYPE_CHECKING:
     from sqlalchemy import Column
 
+_MYSQL = ("mysql", "mariadb")
+_DIGITS = re.compile("-?[0-9]{1,30}")
 _MYSQL_TEXT_BYTES = {"TINYTEXT": 255, "TEXT": 65_535, "MEDIUMTEXT": 16_777_215}
 
 
@@ -38,7 +41,7 @@ def storer(column: Column[Any], dialect: str) -> Callable[[Any], Any]:
         (sql.JSON, _same),
         (sql.Uuid, uuid.UUID),
         (sql.Boolean, _boolean),
-        (sql.Integer, _integer),
+        (sql.Integer, _integer(dialect)),
         (sql.Numeric, _number),
         (sql.Float, _number),  # Since SQLAlchemy 2.1 it is no Numeric.
         (sql.DateTime, _datetime(column)),
@@ -81,11 +84,18 @@ def _boolean(value: Any) -> bool:
     raise TypeError
 
 
-def _integer(value: Any) -> int:
-    # MySQL's BOOLEAN is a TINYINT; elsewhere true is 1 as well.
-    if isinstance(value, (int, str)):
-        return int(value)
-    raise TypeError
+def _integer(dialect: str) -> Callable[[Any], int]:
+    # MySQL's BOOLEAN is a TINYINT.
+    takes_booleans = dialect in _MYSQL
+
+    def convert(value: Any) -> int:
+        if isinstance(value, bool) and not takes_booleans:
+            raise TypeError
+        if isinstance(value, int) or (isinstance(value, str) and _DIGITS.fullmatch(value)):
+            return int(value)
+        raise TypeError
+
+    return convert
 
 
 def _number(value: Any) -> decimal.Decimal | float | int:
@@ -110,7 +120,7 @@ def _datetime(column: Column[Any]) -> Callable[[Any], datetime.datetime]:
 
 def _text(column: Column[Any], dialect: str) -> Callable[[Any], str]:
     most_chars = getattr(column.type, "length", None)
-    most_bytes = _MYSQL_TEXT_BYTES.get(type(column.type).__name__) if dialect in ("mysql", "mariadb") else None
+    most_bytes = _MYSQL_TEXT_BYTES.get(type(column.type).__name__) if dialect in _MYSQL else None
 
     def convert(value: Any) -> str:
         text = value if isinstance(value, str) else _json_text(value)

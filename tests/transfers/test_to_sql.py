@@ -176,6 +176,8 @@ class TestTypes:
         [
             ("INTEGER", "many"),
             ("INTEGER", 1.5),
+            ("INTEGER", True),
+            ("INTEGER", "1_000"),
             ("NUMERIC(9, 2)", "much"),
             ("BOOLEAN", "yes"),
             ("DATE", "tomorrow"),
@@ -198,6 +200,11 @@ class TestTypes:
             failed_table="letters",
         )
         assert (counts["stored"], counts["not_storable"]) == (0, 1)
+
+    def test_a_boolean_of_mysql_is_a_small_number(self, mariadb: Database, tmp_path: Path) -> None:
+        mariadb.run("CREATE TABLE labels (review_id INTEGER PRIMARY KEY, label BOOLEAN)")
+        store(written(tmp_path, [answered(1, True), answered(2, False)]))
+        assert mariadb.rows("SELECT label FROM labels ORDER BY review_id") == [(1,), (0,)]
 
     def test_text_longer_than_mysql_takes_is_no_trouble_to_others(self, mariadb: Database, tmp_path: Path) -> None:
         mariadb.run("CREATE TABLE labels (review_id INTEGER PRIMARY KEY, label TEXT)")
