@@ -159,8 +159,8 @@ def test_memory_is_the_same_for_a_thousand_rows_and_three_hundred_thousand(
 ) -> None:
     request.getfixturevalue(series)
     few, many = (peak_mb(series, rows) for rows in (1_000, 300_000))
-    # Held in memory, they would be 300 MB.
-    assert many < few + 20
+    # Held in memory, they are above 700 MB.
+    assert many < few + 40
 
 
 def peak_mb(series: str, rows: int) -> float:
