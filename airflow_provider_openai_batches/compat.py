@@ -64,6 +64,18 @@ def has_ended(ti: Any, *, within_s: float = 2.5) -> bool:
     return bool(states) and states[0] in ENDED_TASK_STATES
 
 
+def has_succeeded(dag_id: str, run_id: str) -> bool:
+    """Whether Airflow knows a DAG run, and says that it succeeded. To be called in a running task.
+
+    :param dag_id: of the DAG
+    :param run_id: of its run
+    """
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    # To count finds nothing where to ask for the run's state is an error: a run that was deleted, or another Airflow's.
+    return RuntimeTaskInstance.get_dr_count(dag_id=dag_id, run_ids=[run_id], states=["success"]) > 0
+
+
 def _state_of(ti: Any) -> str | None:
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 

@@ -123,6 +123,8 @@ def _parser() -> argparse.ArgumentParser:
     results.add_argument("batch_id", type=_text, metavar="BATCH_ID")
     results.add_argument("-o", "--output", metavar="FILE", help="a file, replaced as a whole; default: standard output")
 
+    command("files", "files", "show_files", "Show how much of the project's room for files is used, by purpose.")
+
     cleaning = command(
         "clean-files",
         "files",

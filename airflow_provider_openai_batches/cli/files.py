@@ -1,4 +1,4 @@
-"""Commands about files: results, clean-files."""
+"""Commands about files: results, files, clean-files."""
 
 from __future__ import annotations
 
@@ -34,8 +34,15 @@ from airflow_provider_openai_batches.api.errors import (
     OpenAIBatchesError,
     raise_for_outcome,
 )
-from airflow_provider_openai_batches.api.models import Batch, File
+from airflow_provider_openai_batches.api.models import File
 from airflow_provider_openai_batches.api.progress import duration
+from airflow_provider_openai_batches.api.retention import (
+    MAX_PROJECT_BYTES,
+    PURPOSES,
+    list_files,
+    spent_files,
+    still_spent,
+)
 from airflow_provider_openai_batches.cli.account import open_client
 from airflow_provider_openai_batches.cli.batches import sightings
 from airflow_provider_openai_batches.cli.screen import CLOCK_SKEW_S, Screen, age, clean, size
@@ -44,12 +51,6 @@ from airflow_provider_openai_batches.jobs.results import check_counts, count_lin
 _COPY_BYTES = 1 << 20
 _COUNT = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
 _LOOK_EVERY_S = 5.0
-_LONGEST_LIFE_S = 2 * 86_400
-"""A batch has a day, and some minutes to be cancelled in: what is older is over."""
-
-PURPOSES = ("batch", "batch_output")
-"""Of the files that batches read, and of those they write (output and errors)."""
-
 
 # --- results ---------------------------------------------------------------------------------------------------------
 
@@ -152,18 +153,63 @@ class _Growth(Progress):
         return super().get_renderables()
 
 
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def show_files(arguments: argparse.Namespace, screen: Screen) -> int:
+    """Say what the project's files take of the room that it has."""
+    now = time.time()
+    with open_client(arguments.conn_id) as client:
+        purposes: dict[str, _Shelf] = {}
+        for file in client.list_files():
+            purposes.setdefault(file.purpose or "", _Shelf()).add(file)
+    total = _Shelf(sum(each.files for each in purposes.values()), sum(each.bytes for each in purposes.values()))
+    if screen.as_json:
+        for purpose, shelf in sorted(purposes.items()):
+            screen.json({"purpose": purpose, **msgspec.to_builtins(shelf)})
+        return 0
+    numbers = [Column(name, justify="right") for name in ("files", "size")]
+    table = Table("purpose", *numbers, "oldest", "never expire", pad_edge=False)
+    table.box = box.SIMPLE_HEAD if screen.out.is_terminal else None
+    for purpose, shelf in sorted(purposes.items()):
+        kept = f"{shelf.without_expiry:,}" if shelf.without_expiry else ""
+        table.add_row(clean(purpose), f"{shelf.files:,}", size(shelf.bytes), age(shelf.oldest_at, now), kept)
+    screen.show(table)
+    share = total.bytes / MAX_PROJECT_BYTES
+    screen.note(
+        f"{_plural(total.files, 'file')}, {size(total.bytes)}: {share:.1%} of the {size(MAX_PROJECT_BYTES)} that a "
+        "project has at OpenAI."
+    )
+    return 0
+
+
+class _Shelf(msgspec.Struct):
+    """Files of one purpose.
+
+    :param without_expiry: how many stay until somebody deletes them
+    """
+
+    files: int = 0
+    bytes: int = 0
+    oldest_at: int | None = None
+    without_expiry: int = 0
+
+    def add(self, file: File) -> None:
+        self.files += 1
+        self.bytes += file.bytes or 0
+        self.without_expiry += file.expires_at is None
+        if file.created_at is not None:
+            self.oldest_at = min(file.created_at, self.oldest_at or file.created_at)
+
+
 # --- clean-files -----------------------------------------------------------------------------------------------------
 
 
 def clean_files(arguments: argparse.Namespace, screen: Screen) -> int:
     """Delete old files of batches that are over."""
-    purposes = arguments.purpose or PURPOSES
     started = time.time()
     with open_client(arguments.conn_id) as client:
-        # In this order: a batch that is created in between is among the batches.
-        # Some services list all files, whatever purpose is asked for.
-        listed = (file for purpose in purposes for file in client.list_files(purpose=purpose))
-        files = list({file.id: file for file in listed if file.purpose in purposes}.values())
+        files = list_files(client, arguments.purpose or PURPOSES)
         old = spent_files(files, client.list_batches(), before=started - arguments.older_than)
         _tell_times_ahead(files, started, screen)
         if not old:
@@ -181,9 +227,7 @@ def clean_files(arguments: argparse.Namespace, screen: Screen) -> int:
             screen.note("Nothing was deleted.")
             return 1
         # Somebody may have used one of them for a new batch while the user was thinking.
-        recent = client.batches_since(started - _LONGEST_LIFE_S)
-        in_use = {name for batch in recent if not batch.is_terminal for name in _names(batch)}
-        return _delete(client, [file for file in old if file.id not in in_use], screen)
+        return _delete(client, still_spent(client, old), screen)
 
 
 def _tell_times_ahead(files: Iterable[File], now: float, screen: Screen) -> None:
@@ -195,41 +239,6 @@ def _tell_times_ahead(files: Iterable[File], now: float, screen: Screen) -> None
             "ahead of this machine's clock, and cannot be old before that has passed.",
             style="yellow",
         )
-
-
-def spent_files(files: Iterable[File], batches: Iterable[Batch], *, before: float) -> list[File]:
-    """Return the files that nothing needs any more.
-
-    These are files of batches that are all over, and were so before the given moment. A file of no known batch is
-    kept, whatever it is: it may be about to be submitted.
-
-    :param files: the project's
-    :param batches: all of the project's
-    :param before: unix time; the file was made before it too
-    """
-    done: set[str] = set()
-    needed: set[str] = set()
-    for batch in batches:
-        (done if _was_over(batch, before) else needed).update(_names(batch))
-    return [
-        file
-        for file in files
-        if file.id in done - needed
-        and file.purpose in PURPOSES
-        and file.created_at is not None
-        and file.created_at < before
-    ]
-
-
-def _was_over(batch: Batch, before: float) -> bool:
-    ends = (batch.completed_at, batch.failed_at, batch.expired_at, batch.cancelled_at)
-    # Some services tell no end. No batch takes longer than a day, and none is known that was over before it began.
-    ended_at = max((at for at in ends if at), default=batch.created_at and batch.created_at + 86_400)
-    return batch.is_terminal and ended_at is not None and ended_at < before
-
-
-def _names(batch: Batch) -> set[str]:
-    return {name for name in (batch.input_file_id, batch.output_file_id, batch.error_file_id) if name}
 
 
 def _delete(client: BatchClient, files: list[File], screen: Screen) -> int:

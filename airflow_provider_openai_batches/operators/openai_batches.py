@@ -21,6 +21,7 @@ from airflow_provider_openai_batches.api.models import Batch
 from airflow_provider_openai_batches.compat import has_ended
 from airflow_provider_openai_batches.links import OpenAIBatchesPageLink, OpenAIBatchLink
 from airflow_provider_openai_batches.operators.base import OpenAIBatchesOperator
+from airflow_provider_openai_batches.operators.cleanup import OpenAIBatchCleanupOperator
 from airflow_provider_openai_batches.operators.download import OpenAIBatchDownloadOperator
 from airflow_provider_openai_batches.operators.job import OpenAIBatchOperator
 from airflow_provider_openai_batches.operators.parameters import seconds
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OpenAIBatchCancelOperator",
+    "OpenAIBatchCleanupOperator",
     "OpenAIBatchDownloadOperator",
     "OpenAIBatchOperator",
     "OpenAIBatchSubmitOperator",

@@ -11,11 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 import requests
-from hypothesis import given
-from hypothesis import strategies as st
 
-from airflow_provider_openai_batches.api.models import Batch, BatchStatus, File
-from airflow_provider_openai_batches.cli.files import spent_files
+from airflow_provider_openai_batches.api.models import Batch, File
 from airflow_provider_openai_batches.emulator import Emulator
 from tests.cli.conftest import CHAT, Run, client_of, finished, submit
 from tests.conftest import API_KEY
@@ -271,52 +268,32 @@ def test_a_file_that_cannot_be_deleted_saves_no_other(cli: Run, emulator: Emulat
     assert file_ids(emulator) == {batch.output_file_id}
 
 
-NAMES = st.sampled_from([f"file-{n}" for n in range(6)])
-FILES = st.builds(
-    File,
-    id=NAMES,
-    purpose=st.sampled_from(["batch", "batch_output", "assistants", None]),
-    created_at=st.one_of(st.none(), st.integers(0, 200)),
-)
-BATCHES = st.builds(
-    Batch,
-    id=st.just("batch_1"),
-    status=st.sampled_from([*BatchStatus, "a new status"]),
-    input_file_id=st.one_of(st.none(), NAMES),
-    output_file_id=st.one_of(st.none(), NAMES),
-    error_file_id=st.one_of(st.none(), NAMES),
-    created_at=st.one_of(st.none(), st.integers(0, 200)),
-    completed_at=st.one_of(st.none(), st.integers(0, 200)),
-)
-
-
-def test_a_file_is_spent_when_the_last_of_its_batches_is() -> None:
-    file = File(id="file-1", purpose="batch", created_at=10)
-    over = Batch(id="batch_1", status="completed", input_file_id="file-1", created_at=20, completed_at=30)
-    later = Batch(id="batch_2", status="in_progress", input_file_id="file-1", created_at=40)
-    recent = Batch(id="batch_2", status="completed", input_file_id="file-1", created_at=40, completed_at=150)
-    # Services that tell no end: a batch takes a day at most.
-    silent = Batch(id="batch_3", status="completed", input_file_id="file-1", created_at=40)
-    assert spent_files([file], [over], before=100) == [file]
-    assert spent_files([file], [later, over], before=100) == []
-    assert spent_files([file], [recent, over], before=100) == []
-    assert spent_files([file], [silent, over], before=86_000) == []
-    assert spent_files([file], [silent, over], before=87_000) == [file]
-
-
-@given(st.lists(FILES, min_size=1), st.lists(BATCHES, min_size=1))
-def test_nothing_that_may_be_needed_is_ever_spent(files: list[File], batches: list[Batch]) -> None:
-    for file in spent_files(files, batches, before=100):
-        readers = [b for b in batches if file.id in (b.input_file_id, b.output_file_id, b.error_file_id)]
-        assert readers
-        assert all(batch.is_terminal for batch in readers)
-        assert all((batch.completed_at or 0) < 100 for batch in readers)
-        assert file.purpose in ("batch", "batch_output")
-        assert file.created_at is not None
-        assert file.created_at < 100
-
-
 def test_json_of_a_file_has_the_apis_names(cli: Run, emulator: Emulator, in_40_days: None) -> None:
     finished(emulator)
     line = json.loads(cli("clean-files", "--older-than", "30d", "--dry-run", "--json").content.splitlines()[0])
     assert set(line) == {*File.__struct_fields__, "deleted", "error"}
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_how_much_of_the_room_is_used(cli: Run, emulator: Emulator) -> None:
+    batch = finished(emulator)
+    with client_of(emulator) as client:
+        sizes = {file.purpose: file.bytes for file in client.list_files()}
+    ended = cli("files", "--json")
+    shelves = {line["purpose"]: line for line in ended.lines}
+    assert {purpose: (shelf["files"], shelf["bytes"]) for purpose, shelf in shelves.items()} == {
+        purpose: (1, size) for purpose, size in sizes.items()
+    }
+    assert batch.output_file_id
+    shown = cli("files")
+    assert shown.code == 0
+    assert [line.split()[:2] for line in shown.out.splitlines()[1:]] == [["batch", "1"], ["batch_output", "1"]]
+    assert "2 files" in shown.err
+    assert "of the 2.5 TB that a project has at OpenAI" in shown.err
+
+
+def test_no_files_are_no_error(cli: Run, emulator: Emulator) -> None:
+    ended = cli("files")
+    assert (ended.code, "0 files, 0 B: 0.0%" in ended.err) == (0, True)
