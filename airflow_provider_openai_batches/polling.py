@@ -28,7 +28,7 @@ from airflow_provider_openai_batches.api.errors import InvalidInputError, OpenAI
 from airflow_provider_openai_batches.api.models import Batch
 from airflow_provider_openai_batches.api.retry import Patience
 from airflow_provider_openai_batches.api.settings import ClientSettings
-from airflow_provider_openai_batches.hooks.openai_batches import client_settings
+from airflow_provider_openai_batches.hooks.connection import client_settings
 from airflow_provider_openai_batches.sighting import DaemonThread, Sighting, look
 from airflow_provider_openai_batches.telemetry import polled
 from airflow_provider_openai_batches.watch import Outage, Trouble, Watch, last_look_at

@@ -25,12 +25,12 @@ from airflow_provider_openai_batches.api.client import PAGE_SIZE, BatchClient
 from airflow_provider_openai_batches.api.errors import InvalidInputError, NotFoundError, OpenAIBatchesError
 from airflow_provider_openai_batches.api.models import Batch, File
 from airflow_provider_openai_batches.api.settings import ClientSettings
-from airflow_provider_openai_batches.hooks.openai_batches import (
-    DEFAULT_CONN_ID,
+from airflow_provider_openai_batches.hooks.connection import (
     client_settings,
     connection_extra,
     connection_prices,
 )
+from airflow_provider_openai_batches.hooks.openai_batches import DEFAULT_CONN_ID
 from airflow_provider_openai_batches.jobs.pricing import Price
 from airflow_provider_openai_batches.links import dashboard_url
 from airflow_provider_openai_batches.plugin import database

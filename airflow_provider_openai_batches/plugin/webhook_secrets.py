@@ -22,7 +22,7 @@ from typing import NamedTuple
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 from airflow_provider_openai_batches.api.webhooks import WebhookSecretError, check_secret
-from airflow_provider_openai_batches.hooks.openai_batches import connection_extra
+from airflow_provider_openai_batches.hooks.connection import connection_extra
 from airflow_provider_openai_batches.plugin import database
 from airflow_provider_openai_batches.plugin.account import CONNECTION_TYPES
 from airflow_provider_openai_batches.plugin.errors import PageError

@@ -17,7 +17,7 @@ from airflow_provider_openai_batches.api.models import Batch
 from airflow_provider_openai_batches.api.progress import QUIET_S, describe, describe_all
 from airflow_provider_openai_batches.api.settings import ClientSettings
 from airflow_provider_openai_batches.compat import ENDED_TASK_STATES, task_state
-from airflow_provider_openai_batches.hooks.openai_batches import client_settings
+from airflow_provider_openai_batches.hooks.connection import client_settings
 from airflow_provider_openai_batches.polling import BatchPoller
 from airflow_provider_openai_batches.watch import Outage
 
