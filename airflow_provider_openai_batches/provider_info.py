@@ -6,6 +6,7 @@ from typing import Any
 
 _PACKAGE = "airflow_provider_openai_batches"
 _INTEGRATION = "OpenAI Batches"
+_DIALECTS = ("openai", "azure", "groq", "together", "dashscope", "doubleword", "litellm")
 
 
 def get_provider_info() -> dict[str, Any]:
@@ -55,8 +56,14 @@ def get_provider_info() -> dict[str, Any]:
                     "organization": _field("Organization", "Sent as OpenAI-Organization."),
                     "project": _field("Project", "Sent as OpenAI-Project. Batches and files belong to a project."),
                     "timeout": _field("Timeout (seconds)", "Longest silence of the server, 60 by default.", "number"),
-                    "auth": _field("Auth", "bearer (default), or api-key for services that want that header.")
-                    | {"schema": {"type": ["string", "null"], "enum": ["bearer", "api-key"]}},
+                    "dialect": _field("Dialect", "Which service it is, where that is not OpenAI itself.")
+                    | {"schema": {"type": ["string", "null"], "enum": list(_DIALECTS)}},
+                    "auth": _field(
+                        "Auth",
+                        "bearer, or api-key for services that want that header (default: what the dialect has); entra "
+                        "for Azure without a key.",
+                    )
+                    | {"schema": {"type": ["string", "null"], "enum": ["bearer", "api-key", "entra"]}},
                     "headers": _field("Headers", "Further request headers, as a JSON object.", "object"),
                     "query": _field(
                         "Query",

@@ -12,13 +12,14 @@ from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 
-from airflow_provider_openai_batches.api.client import PAGE_SIZE, BatchClient
+from airflow_provider_openai_batches.api.client import BatchClient
 from airflow_provider_openai_batches.api.errors import (
     AuthenticationError,
     NotFoundError,
     OpenAIBatchesError,
     RateLimitError,
 )
+from airflow_provider_openai_batches.api.listing import PAGE_SIZE
 from airflow_provider_openai_batches.api.models import Batch, BatchStatus
 
 P = ParamSpec("P")
@@ -60,7 +61,7 @@ def look(client: BatchClient, wanted: Iterable[str], stopped: threading.Event) -
     :param stopped: set when nobody waits for the answer any more
     """
     round_ = _Round(client, wanted, stopped)
-    if len(round_.missing) > 1 and not round_.walk_listing():
+    if client.settings.dialect.lists_are_current and len(round_.missing) > 1 and not round_.walk_listing():
         # One call tells whether it is the service or the listing. If the listing only stumbled, it is still cheaper.
         round_.retrieve(list(round_.missing)[:1])
         if round_.sighting.answered and len(round_.missing) > 1:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from airflow_provider_openai_batches.api.client import PAGE_SIZE, BatchClient
+from airflow_provider_openai_batches.api.client import BatchClient
 from airflow_provider_openai_batches.api.errors import NotFoundError, OpenAIBatchesError
+from airflow_provider_openai_batches.api.listing import PAGE_SIZE
 from airflow_provider_openai_batches.api.models import Batch
 from airflow_provider_openai_batches.api.retry import UNKNOWN_BATCH_GRACE_S
 from airflow_provider_openai_batches.polling import backoff_s, read_settings
@@ -29,9 +30,6 @@ LISTED_LATE_S = 3600
 Each look lists the batches of that time, and a cursor keeps the ids of those that ended. At 10,000 batches a day that
 is 5 calls and 24 kB, at the 2,000 an hour that OpenAI lets a project create 21 calls and 110 kB, and never more.
 """
-
-_LONGEST_LIFE_S = 2 * 86_400
-"""A batch has a day, and some minutes to be cancelled in: what is older is over."""
 
 _FORGOTTEN_AFTER_S = 30 * 86_400
 _LONGEST_PAUSE_S = 3600.0
@@ -256,7 +254,7 @@ class _Surveyor:
             if batch.created_at is None:
                 continue
             newest = max(newest, batch.created_at)
-            reach = min(since, min(newest, now) - _LONGEST_LIFE_S) if is_first else since
+            reach = min(since, min(newest, now) - self.client.settings.dialect.longest_life_s) if is_first else since
             if batch.created_at < reach or self.stopped.is_set():
                 return batches, reach, newest
             batches[batch.id] = batch

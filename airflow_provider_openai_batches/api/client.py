@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, replace
 from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeVar
 
 import msgspec
 import requests
-from requests_toolbelt import MultipartEncoder
 
-from airflow_provider_openai_batches.api.download import download
+from airflow_provider_openai_batches.api.download import Partial, download, download_partial
 from airflow_provider_openai_batches.api.errors import (
     ConflictError,
     CreateOutcomeUnknownError,
@@ -31,12 +30,15 @@ from airflow_provider_openai_batches.api.inputs import (
     check_expiry,
     check_id,
     check_metadata,
+    check_no_expiry,
 )
+from airflow_provider_openai_batches.api.listing import pages
 from airflow_provider_openai_batches.api.models import Batch, BatchStatus, File
 from airflow_provider_openai_batches.api.retry import DEFAULT_ATTEMPTS, is_retryable, retrying
 from airflow_provider_openai_batches.api.session import ServiceSession, chunks
 from airflow_provider_openai_batches.api.settings import ClientSettings
 from airflow_provider_openai_batches.api.tracing import traced
+from airflow_provider_openai_batches.api.upload import upload, wait_until_processed
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,6 @@ Parsed = TypeVar("Parsed", Batch, File)
 IDEMPOTENCY_KEY = "idempotency_token"
 """Metadata key that carries a create's idempotency token."""
 
-PAGE_SIZE = 100
 _CLOCK_SKEW_S = 300
 """How far our clock may be ahead of the service's before a scan by time could miss a batch."""
 
@@ -96,33 +97,45 @@ class BatchClient:
         *,
         filename: str,
         expires_after: int | Mapping[str, Any] | None = None,
-        purpose: str = "batch",
+        purpose: str | None = None,
     ) -> File:
         """Upload a file, streamed: https://platform.openai.com/docs/api-reference/files/create.
+
+        Where a batch needs a file that is ``processed``, it is waited for.
 
         :param source: opens the content anew, seekable; called once per attempt, and the stream is closed after it
         :param filename: name the service shows; it has to end in ``.jsonl``
         :param expires_after: seconds (or the API's object) until the service deletes it; default: 30 days
-        :param purpose: what the file is for
+        :param purpose: what the file is for; default: batches
+        :raises FileNotReadyError: the service does not get ready to use it
         """
-        expiry = check_expiry(expires_after, "expires_after") or {}
+        dialect = self.settings.dialect
+        if dialect.expiry_part is None:
+            check_no_expiry(expires_after, "expires_after", dialect.service)
+        expiry = check_expiry(expires_after, "expires_after", dialect.expiry_range_s) or {}
 
         def attempt() -> File:
-            with closing(source()) as content:
-                encoder = MultipartEncoder(
-                    [
-                        ("purpose", purpose),
-                        *((f"expires_after[{name}]", str(value)) for name, value in expiry.items()),
-                        ("file", (filename, _Content(content), "application/jsonl")),
-                    ]
-                )
-                answer = self._session.json(
-                    "POST", "files", body=encoder, content_type=encoder.content_type, transfer=True
-                )
-                return _parsed(File, "POST /files", answer)
+            answer = upload(
+                self._session, source, filename=filename, expiry=expiry, purpose=purpose or dialect.file_purpose
+            )
+            return _parsed(File, "POST /files", answer)
 
         # A lost answer may leave a second copy behind. It costs nothing and expires.
-        return self._retry(attempt)
+        return self._processed(self._retry(attempt))
+
+    def wait_for_file(self, file_id: str) -> None:
+        """Wait until a batch can be created for a file, where the service has to take it in first.
+
+        :param file_id: an uploaded file; for one of our own, :meth:`upload_file` has waited
+        :raises FileNotReadyError: the service does not get ready to use it
+        """
+        if self.settings.dialect.waits_for_file:
+            self._processed(self.retrieve_file(file_id))
+
+    def _processed(self, file: File) -> File:
+        if not self.settings.dialect.waits_for_file:
+            return file
+        return wait_until_processed(lambda: self.retrieve_file(file.id), file, self._sleep)
 
     def retrieve_file(self, file_id: str) -> File:
         """Return one file's object."""
@@ -190,6 +203,26 @@ class BatchClient:
                 raise self._session.connection_error("GET /files/{id}/content", error) from None
         return bytes(content[:size])
 
+    def download_partial(self, batch_id: str, destination: Path, *, offset: int = 0) -> Partial:
+        """Write the answers that a batch has so far, at a service that hands them out while the batch goes on.
+
+        :param batch_id: the batch, in any status
+        :param destination: path of the new file; an existing one is replaced
+        :param offset: answers to leave out, such as those that were read before: :attr:`Partial.next_offset`
+        :raises InvalidInputError: the service hands out results at the end
+        """
+        dialect = self.settings.dialect
+        if not dialect.streams:
+            raise InvalidInputError(
+                "dialect",
+                f"{dialect.service} hands out results when a batch is over. Wait for its end, then download them.",
+            )
+        batch = self.retrieve_batch(batch_id)
+        if not batch.output_file_id:
+            destination.write_bytes(b"")
+            return Partial(0, offset, is_complete=batch.is_terminal)
+        return download_partial(self._session, batch.output_file_id, destination, offset, retry=self._retry)
+
     # --- batches -----------------------------------------------------------------------------------------------------
 
     @traced("openai_batches.create")
@@ -218,36 +251,42 @@ class BatchClient:
             it is not looked for: :meth:`find_batch` does that, and needs to know since when
         :raises CreateOutcomeUnknownError: the answer was lost and listing failed too
         """
-        token = idempotency_token or uuid.uuid4().hex
+        token, dialect = idempotency_token or uuid.uuid4().hex, self.settings.dialect
         own = check_metadata({IDEMPOTENCY_KEY: token})
         body: dict[str, Any] = {
             "input_file_id": check_id(input_file_id, "input_file_id"),
-            "endpoint": check_endpoint(endpoint),
-            "completion_window": check_completion_window(completion_window),
-            "metadata": check_metadata(metadata, reserved=len(own)) | own,
+            "endpoint": check_endpoint(endpoint, dialect.endpoints, dialect.service),
+            "completion_window": check_completion_window(completion_window, dialect.windows_h, dialect.service),
         }
-        expiry = check_expiry(output_expires_after, "output_expires_after")
+        if pairs := dialect.metadata(check_metadata(metadata, reserved=len(own)) | own):
+            body["metadata"] = pairs
+        if not dialect.has_output_expiry:
+            check_no_expiry(output_expires_after, "output_expires_after", dialect.service)
+        expiry = check_expiry(output_expires_after, "output_expires_after", dialect.expiry_range_s)
         if expiry:
             body["output_expires_after"] = expiry
         payload = msgspec.json.encode(body)
-        started = time.time()
+        purchase = _Purchase(token, body["input_file_id"], time.time())
+        if not dialect.keeps_metadata:
+            # Batches that this file has already are none of this create's.
+            purchase = replace(purchase, known=frozenset(each.id for each in self._of_purchase(purchase)))
         lost: OpenAIBatchesError | None = None
 
         def attempt() -> Batch:
             nonlocal lost
             if lost is not None:
                 pauses = _LATE_SCAN_PAUSES_S if lost.status in (408, 504) or lost.timed_out else _SCAN_PAUSES_S
-                if found := self._batch_after_lost_answer(token, started, pauses):
+                if found := self._batch_after_lost_answer(purchase, pauses):
                     return found
             try:
-                batch = _parsed(Batch, "POST /batches", self._session.json("POST", "batches", body=payload))
+                batch = self._batch("POST /batches", self._session.json("POST", "batches", body=payload))
             except OpenAIBatchesError as error:
                 if error.maybe_applied:
                     lost = error
                 # A refusal says nothing about the create before it.
                 error.maybe_applied = lost is not None
                 raise
-            return batch if lost is None else self.keep_oldest(batch, token, created_after=started)
+            return batch if lost is None else self._keep_oldest(batch, purchase)
 
         try:
             return self._retry(attempt)
@@ -257,22 +296,25 @@ class BatchClient:
             if not error.maybe_applied:
                 raise
             # The last attempt's answer was lost too: one more look decides between "adopted" and "not created".
-            found = self._batch_after_lost_answer(token, started, _SCAN_PAUSES_S)
+            found = self._batch_after_lost_answer(purchase, _SCAN_PAUSES_S)
             if found:
                 return found
             raise
 
-    def _batch_after_lost_answer(self, token: str, started: float, pauses: Sequence[float]) -> Batch | None:
+    def _batch_after_lost_answer(self, purchase: _Purchase, pauses: Sequence[float]) -> Batch | None:
         found = None
         try:
             for pause in pauses:
                 self._sleep(pause)
-                if found := self.find_batch(token, created_after=started):
+                if found := self._find(purchase):
                     break
         except OpenAIBatchesError as error:
             raise CreateOutcomeUnknownError(
                 "The answer to POST /batches was lost, and the batches could not be listed to see whether it was "
-                f"created ({error}). Before creating again, look: find_batch({token!r}, created_after={started:.0f}).",
+                f"created ({error}). Before creating again, look: find_batch({purchase.token!r}, "
+                f"created_after={purchase.since:.0f}"
+                + ("" if self.settings.dialect.keeps_metadata else f", input_file_id={purchase.input_file_id!r}")
+                + ").",
                 transient=error.transient,
             ) from error
         if found:
@@ -288,13 +330,12 @@ class BatchClient:
         :param idempotency_token: as given to :meth:`create_batch`
         :param created_after: unix time of the earliest possible create
         """
+        return self._keep_oldest(batch, _Purchase(idempotency_token, batch.input_file_id, created_after))
+
+    def _keep_oldest(self, batch: Batch, purchase: _Purchase) -> Batch:
         useless = (BatchStatus.FAILED, BatchStatus.CANCELLING, BatchStatus.CANCELLED)
         try:
-            twins = [
-                each
-                for each in self.batches_since(created_after)
-                if each.metadata.get(IDEMPOTENCY_KEY) == idempotency_token and each.status not in useless
-            ]
+            twins = [each for each in self._of_purchase(purchase) if each.status not in useless]
             *younger, oldest = twins if batch.id in {each.id for each in twins} else [batch, *twins]
             for twin in younger:
                 log.error("Batch %s was created beside %s for the same purchase: cancelling it.", twin.id, oldest.id)
@@ -304,19 +345,34 @@ class BatchClient:
             return batch
         return oldest
 
-    def find_batch(self, idempotency_token: str, *, created_after: float) -> Batch | None:
+    def find_batch(
+        self, idempotency_token: str, *, created_after: float, input_file_id: str | None = None
+    ) -> Batch | None:
         """Return the newest batch with this token that has not failed validation, else the newest failed one.
+
+        Where metadata may be lost, a batch without a token is known by its input: there, one file is one purchase.
 
         :param idempotency_token: as given to :meth:`create_batch`
         :param created_after: unix time of the earliest possible create; the scan goes back to it, and no further
+        :param input_file_id: as given to :meth:`create_batch`
         """
+        return self._find(_Purchase(idempotency_token, input_file_id, created_after))
+
+    def _find(self, purchase: _Purchase) -> Batch | None:
         failed = None
-        for batch in self.batches_since(created_after):
-            if batch.metadata.get(IDEMPOTENCY_KEY) == idempotency_token:
-                if batch.status != BatchStatus.FAILED:
-                    return batch
-                failed = failed or batch
+        for batch in self._of_purchase(purchase):
+            if batch.status != BatchStatus.FAILED:
+                return batch
+            failed = failed or batch
         return failed
+
+    def _of_purchase(self, purchase: _Purchase) -> Iterator[Batch]:
+        """Iterate over the batches that were made for a purchase, newest first."""
+        by_file = not self.settings.dialect.keeps_metadata
+        for batch in self.batches_since(purchase.since):
+            token = batch.metadata.get(IDEMPOTENCY_KEY)
+            if token == purchase.token or (by_file and token is None and purchase.is_for(batch)):
+                yield batch
 
     def batches_since(self, created_after: float) -> Iterator[Batch]:
         """Iterate over the batches created since a moment, newest first.
@@ -331,7 +387,7 @@ class BatchClient:
             return batch.created_at is None or batch.created_at >= created_after - _CLOCK_SKEW_S
 
         for number, page in enumerate(self._pages("batches", {}, limit=None, after=None)):
-            batches = [Batch.from_api(item) for item in page]
+            batches = list(map(self._listed, page))
             recent = list(takewhile(is_recent, batches))
             yield from recent if number else batches
             if len(recent) < len(batches):
@@ -340,7 +396,7 @@ class BatchClient:
     def retrieve_batch(self, batch_id: str) -> Batch:
         """Return one batch as it is now."""
         batch_id = check_id(batch_id, "batch_id")
-        return _parsed(Batch, "GET /batches/{id}", self._get("batches", batch_id))
+        return self._batch("GET /batches/{id}", self._get("batches", batch_id))
 
     def list_batches(self, *, limit: int | None = None, after: str | None = None) -> Iterator[Batch]:
         """Iterate over the project's batches, newest first; pages are fetched as they are needed.
@@ -348,7 +404,7 @@ class BatchClient:
         :param limit: at most this many; default: all
         :param after: start behind the batch with this id
         """
-        return map(Batch.from_api, chain.from_iterable(self._pages("batches", {}, limit=limit, after=after)))
+        return map(self._listed, chain.from_iterable(self._pages("batches", {}, limit=limit, after=after)))
 
     def cancel_batch(self, batch_id: str) -> Batch:
         """Cancel a batch: https://platform.openai.com/docs/api-reference/batch/cancel.
@@ -363,7 +419,7 @@ class BatchClient:
                 lambda: self._session.json("POST", "batches", batch_id, "cancel"),
                 retry_if=lambda error: is_retryable(error) and not isinstance(error, ConflictError),
             )
-            return _parsed(Batch, "POST /batches/{id}/cancel", answer)
+            return self._batch("POST /batches/{id}/cancel", answer)
         except ConflictError as error:
             batch = self.retrieve_batch(batch_id)
             log.info("Batch %s is already %s (%s).", batch_id, batch.status, error)
@@ -374,33 +430,44 @@ class BatchClient:
     def _retry(self, call: Callable[[], T], *, retry_if: Callable[[BaseException], bool] = is_retryable) -> T:
         return retrying(attempts=self._attempts, sleep=self._sleep, retry_if=retry_if)(call)
 
-    def _get(self, *path: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        return self._retry(lambda: self._session.json("GET", *path, params=params))
+    def _get(self, *path: str, **options: Any) -> dict[str, Any]:
+        return self._retry(lambda: self._session.json("GET", *path, **options))
+
+    def _batch(self, call: str, answer: Mapping[str, Any]) -> Batch:
+        return _parsed(Batch, call, self.settings.dialect.batch(answer))
+
+    def _listed(self, item: Mapping[str, Any]) -> Batch:
+        return Batch.from_api(self.settings.dialect.batch(item))
 
     def _pages(
         self, collection: str, params: Mapping[str, Any], *, limit: int | None, after: str | None
     ) -> Iterator[list[dict[str, Any]]]:
-        """Walk a listing by its cursor, page by page. Ends, with a warning, at a server that starts over."""
-        left = limit
-        cursors = {after}
-        while left is None or left > 0:
-            size = PAGE_SIZE if left is None else min(PAGE_SIZE, left)
-            page = self._get(collection, params={**params, "limit": size, **({"after": after} if after else {})})
-            data = page.get("data")
-            items = (
-                [item for item in data if isinstance(item, dict) and item.get("id")] if isinstance(data, list) else []
-            )
-            if not items:
-                return
-            after = str(items[-1]["id"])
-            if after in cursors:
-                log.warning("GET /%s returned the page ending with %s twice; stopping there.", collection, after)
-                return
-            cursors.add(after)
-            yield items[:left]
-            left = None if left is None else left - len(items)
-            if page.get("has_more") is False:
-                return
+        return pages(self._get, collection, params, self.settings.dialect, limit=limit, after=after)
+
+
+@dataclass(frozen=True)
+class _Purchase:
+    """What is being bought, and how a batch of it is known after the answer to its create was lost.
+
+    :param token: in the batch's metadata, where that is kept
+    :param input_file_id: the batch's input
+    :param since: unix time of the first create
+    :param known: batches of the same file that are none of this purchase's
+    """
+
+    token: str
+    input_file_id: str | None
+    since: float
+    known: frozenset[str] = frozenset()
+
+    def is_for(self, batch: Batch) -> bool:
+        """Whether a batch that lost its metadata is of this purchase."""
+        return (
+            self.input_file_id is not None
+            and batch.input_file_id == self.input_file_id
+            and batch.id not in self.known
+            and (batch.created_at is None or batch.created_at >= self.since - _CLOCK_SKEW_S)
+        )
 
 
 def _parsed(kind: type[Parsed], call: str, answer: Mapping[str, Any]) -> Parsed:
@@ -408,24 +475,3 @@ def _parsed(kind: type[Parsed], call: str, answer: Mapping[str, Any]) -> Parsed:
         return kind.from_api(answer)
     except ValueError as error:
         raise InvalidResponseError(f"{call} answered with something unexpected: {error}.") from error
-
-
-class _Content:
-    """A stream that knows how much is left of it, as the multipart encoder asks.
-
-    Left to itself the encoder copies what is in memory, takes the packed size for that of a gzip stream, and waits
-    for ever for the rest of a file that became shorter.
-    """
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        start = stream.tell()
-        self.len = stream.seek(0, io.SEEK_END) - start
-        stream.seek(start)
-
-    def read(self, size: int = -1) -> bytes:
-        block = self._stream.read(size)
-        if not block and size and self.len:
-            raise InvalidInputError("source", f"the content became {self.len:,} bytes shorter while it was uploaded.")
-        self.len -= len(block)
-        return block

@@ -56,6 +56,66 @@ def download(
     return size
 
 
+class Partial(NamedTuple):
+    """What a batch that may go on has answered.
+
+    :param lines: answers written
+    :param next_offset: where to go on reading
+    :param is_complete: whether no more will come
+    """
+
+    lines: int
+    next_offset: int
+    is_complete: bool
+
+
+def download_partial(
+    session: ServiceSession,
+    file_id: str,
+    destination: Path,
+    offset: int,
+    *,
+    retry: Callable[[Callable[[], Partial]], Partial],
+) -> Partial:
+    """Write the whole lines that a growing file has behind an offset; ``destination`` appears whole or not at all.
+
+    Doubleword serves an output file while its batch goes on, from the line ``offset``, and says in ``X-Incomplete``
+    whether more will come: github.com/doublewordai/control-layer, dwctl/src/api/handlers/files.rs.
+
+    :param session: where from
+    :param file_id: the file
+    :param destination: local path; its directory has to exist
+    :param offset: lines to leave out
+    :param retry: runs one attempt under the client's retry policy
+    """
+    part = destination.with_name(f".{uuid.uuid4().hex}.part")
+
+    def attempt() -> Partial:
+        lines, whole = 0, 0
+        answer = session.send(
+            "GET", "files", file_id, "content", params={"offset": offset}, follow_redirects=True, transfer=True
+        )
+        with closing(answer), part.open("wb") as sink:
+            try:
+                for chunk in answer.iter_content(_CHUNK_BYTES):
+                    lines += chunk.count(b"\n")
+                    whole = sink.tell() + chunk.rindex(b"\n") + 1 if b"\n" in chunk else whole
+                    sink.write(chunk)
+            except requests.RequestException as error:
+                raise DownloadIncompleteError(f"File {file_id} ended after {sink.tell():,} bytes.") from error
+            # A line that is still being written comes whole next time.
+            sink.truncate(whole)
+        is_complete = answer.headers.get("x-incomplete", "").lower() != "true"
+        return Partial(lines, offset + lines, is_complete)
+
+    try:
+        partial = retry(attempt)
+        part.replace(destination)
+    finally:
+        part.unlink(missing_ok=True)
+    return partial
+
+
 class _Version(NamedTuple):
     """An unchanging version of the content, of which the server hands out byte ranges."""
 

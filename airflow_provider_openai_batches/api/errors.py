@@ -7,6 +7,8 @@
     │   └── NoRowsError               a job without a row
     ├── APIConnectionError            no answer: DNS, refused, reset, timeout
     ├── InvalidResponseError          an answer, but not the API's: HTML, a redirect, something else than JSON
+    ├── CredentialError               no token from the identity that the connection says to use
+    ├── FileNotReadyError             the service has not taken in an input file, or cannot
     ├── DownloadIncompleteError       a file's content ended early
     ├── WaitTimeoutError              a wait ended before the batch did (also a TimeoutError)
     ├── CreateOutcomeUnknownError     a batch may or may not have been created, and the service cannot say
@@ -104,6 +106,14 @@ class InvalidResponseError(OpenAIBatchesError):
     """Something answered that does not speak the Batch API, usually a proxy or the wrong host."""
 
     maybe_applied = True
+
+
+class CredentialError(OpenAIBatchesError):
+    """There is no token to call the service with. Nothing was sent."""
+
+
+class FileNotReadyError(OpenAIBatchesError):
+    """A batch cannot be created yet, because its input file is not ``processed``, or never will be."""
 
 
 class DownloadIncompleteError(OpenAIBatchesError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import codecs
 import logging
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
@@ -66,11 +66,15 @@ class _Line(msgspec.Struct):
 _decode_line = msgspec.json.Decoder(_Line).decode
 
 
-def check_input_file(stream: BinaryIO, name: str) -> InputSummary:
+def check_input_file(
+    stream: BinaryIO, name: str, *, max_requests: int = MAX_REQUESTS, max_bytes: int = MAX_BYTES
+) -> InputSummary:
     """Read an input file once, line by line, and refuse what the API would refuse after the upload.
 
     :param stream: the file's content, JSONL in UTF-8
     :param name: what to call the file in errors
+    :param max_requests: what the service takes
+    :param max_bytes: likewise
     :raises InvalidInputError: with the line (from 1), the field and the remedy
     """
     first_seen: dict[str, int] = {}
@@ -80,15 +84,15 @@ def check_input_file(stream: BinaryIO, name: str) -> InputSummary:
     def refuse(message: str, line: int | None = None) -> InvalidInputError:
         return InvalidInputError("source", f"{name}, line {line}: {message}" if line else f"{name}: {message}")
 
-    while line := stream.readline(MAX_BYTES + 1):
+    while line := stream.readline(max_bytes + 1):
         number = len(first_seen) + 1
         size += len(line)
-        if size > MAX_BYTES:
+        if size > max_bytes:
             raise refuse(
-                f"the file is larger than {MAX_BYTES:,} bytes, the API's limit. Split it into several batches."
+                f"the file is larger than {max_bytes:,} bytes, the API's limit. Split it into several batches."
             )
-        if number > MAX_REQUESTS:
-            raise refuse(f"the file has more than {MAX_REQUESTS:,} requests, the API's limit. Split it.", number)
+        if number > max_requests:
+            raise refuse(f"the file has more than {max_requests:,} requests, the API's limit. Split it.", number)
         if number == 1 and line.startswith(codecs.BOM_UTF8):
             raise refuse(
                 'the file starts with a byte order mark; write it as plain UTF-8 ("utf-8", not "utf-8-sig").', 1
@@ -178,21 +182,29 @@ def check_id(value: object, param: str) -> str:
     return value.strip()
 
 
-def check_endpoint(endpoint: str) -> str:
-    """Return the endpoint; warn about one that OpenAI does not document, refuse what is no path."""
+def check_endpoint(endpoint: str, known: Container[str] = ENDPOINTS, service: str = "OpenAI") -> str:
+    """Return the endpoint; warn about one that the service does not document, refuse what is no path."""
     if not isinstance(endpoint, str) or not endpoint.startswith("/") or " " in endpoint:
         raise InvalidInputError("endpoint", f"expected a path like '/v1/chat/completions', got {shown(endpoint)}.")
-    if endpoint not in ENDPOINTS:
-        log.warning("Endpoint %s is not one OpenAI documents for batches; passing it on.", endpoint)
+    if endpoint not in known:
+        log.warning("Endpoint %s is not one %s documents for batches; passing it on.", endpoint, service)
     return endpoint
 
 
-def check_completion_window(window: str) -> str:
-    """Return the completion window: OpenAI takes only ``24h``, other services also ``7d`` and the like."""
+def check_completion_window(window: str, range_h: tuple[int, int] | None = None, service: str = "the service") -> str:
+    """Return the completion window: OpenAI takes only ``24h``, other services also ``7d`` and the like.
+
+    :param range_h: shortest and longest in hours; None if only the service knows
+    """
     if not isinstance(window, str) or window[-1:] not in ("h", "d") or not window[:-1].isdecimal():
         raise InvalidInputError(
             "completion_window", f"expected a number of hours or days like '24h', got {shown(window)}."
         )
+    if range_h is not None:
+        least, most = range_h
+        if not least <= int(window[:-1]) * (24 if window[-1] == "d" else 1) <= most:
+            expected = f"only {least}h" if least == most else f"{least}h to {most}h"
+            raise InvalidInputError("completion_window", f"{service} takes {expected}, got {shown(window)}.")
     return window
 
 
@@ -223,7 +235,15 @@ def check_metadata(metadata: Mapping[str, Any] | None, *, reserved: int = 0) -> 
     return dict(metadata)
 
 
-def check_expiry(value: int | Mapping[str, Any] | None, param: str) -> dict[str, Any] | None:
+def check_no_expiry(value: object, param: str, service: str) -> None:
+    """Refuse an expiry where there is no such choice: a file would stay longer than its owner thinks."""
+    if value is not None:
+        raise InvalidInputError(param, f"{service} does not let files expire by choice. Leave it out, or delete them.")
+
+
+def check_expiry(
+    value: int | Mapping[str, Any] | None, param: str, range_s: tuple[int, int] = _EXPIRY_RANGE_S
+) -> dict[str, Any] | None:
     """Return the API's expiry object for seconds after creation, or None for the service's default.
 
     :param value: seconds (3,600 to 2,592,000), or the API's ``{"anchor": "created_at", "seconds": n}``
@@ -234,12 +254,17 @@ def check_expiry(value: int | Mapping[str, Any] | None, param: str) -> dict[str,
     seconds = value.get("seconds") if isinstance(value, Mapping) else value
     if isinstance(value, Mapping) and value.get("anchor", "created_at") != "created_at":
         raise InvalidInputError(param, f"the API knows only the anchor 'created_at', got {shown(value['anchor'])}.")
-    least, most = _EXPIRY_RANGE_S
+    least, most = range_s
     if isinstance(seconds, bool) or not isinstance(seconds, int) or not least <= seconds <= most:
         raise InvalidInputError(
-            param, f"expected {least:,} to {most:,} seconds (1 hour to 30 days), got {shown(value)}."
+            param, f"expected {least:,} to {most:,} seconds ({_span(least)} to {_span(most)}), got {shown(value)}."
         )
     return {"anchor": "created_at", "seconds": seconds}
+
+
+def _span(seconds: int) -> str:
+    days, hours = divmod(seconds // 3_600, 24)
+    return f"{days} days" if days else f"{hours} hour{'s' if hours > 1 else ''}"
 
 
 def check_base_url(url: str) -> str:

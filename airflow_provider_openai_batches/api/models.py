@@ -210,7 +210,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
         if isinstance(entries, str) and entries:
             entries = [entries]
         texts: dict[str, Any] = {name: _str(value.get(name)) for name in _BATCH_TEXTS}
-        times: dict[str, Any] = {name: _time(value.get(name)) for name in _BATCH_TIMES}
+        times: dict[str, Any] = {name: parse_time(value.get(name)) for name in _BATCH_TIMES}
         return cls(
             id=batch_id,
             status=parse_status(value.get("status")),
@@ -270,8 +270,8 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
         return cls(
             id=file_id,
             bytes=_int(value.get("bytes")),
-            created_at=_time(value.get("created_at")),
-            expires_at=_time(value.get("expires_at")),
+            created_at=parse_time(value.get("created_at")),
+            expires_at=parse_time(value.get("expires_at")),
             filename=_str(value.get("filename")),
             purpose=_str(value.get("purpose")),
             status=status.lower() if status else None,
@@ -329,7 +329,7 @@ def _int(value: object) -> int | None:
 _YEAR_10000 = 253_402_300_800
 
 
-def _time(value: object) -> int | None:
+def parse_time(value: object) -> int | None:
     """Unix seconds from a number or an ISO 8601 text; 0 means "not yet" at some services.
 
     What no calendar has, such as milliseconds, is no time: everything that shows or compares times would break.

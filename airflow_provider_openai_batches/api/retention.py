@@ -9,23 +9,30 @@ import time
 from collections.abc import Callable, Collection, Iterable
 
 from airflow_provider_openai_batches.api.client import BatchClient
+from airflow_provider_openai_batches.api.dialects import Dialect
 from airflow_provider_openai_batches.api.models import Batch, File
 
 PURPOSES = ("batch", "batch_output")
 """Of the files that batches read, and of those they write (output and errors)."""
 
-LONGEST_LIFE_S = 2 * 86_400
-"""A batch has a day, and some minutes to be cancelled in: what is older is over."""
-
 MAX_PROJECT_BYTES = 2_500_000_000_000
 """What all files of a project may have together at OpenAI."""
 
 
-def list_files(client: BatchClient, purposes: Collection[str] = PURPOSES) -> list[File]:
+def file_purposes(dialect: Dialect, purposes: Collection[str] = PURPOSES) -> list[str]:
+    """Return what a service calls the purposes of files.
+
+    :param dialect: of the service
+    :param purposes: under OpenAI's names
+    """
+    return [dialect.file_purpose if purpose == "batch" else purpose for purpose in purposes]
+
+
+def list_files(client: BatchClient, purposes: Collection[str]) -> list[File]:
     """Return the project's files for batches, each once.
 
     :param client: of the project
-    :param purposes: which files
+    :param purposes: which files, see :func:`file_purposes`
     """
     # Some services list all files, whatever purpose is asked for.
     listed = (file for purpose in purposes for file in client.list_files(purpose=purpose))
@@ -37,6 +44,7 @@ def spent_files(
     batches: Iterable[Batch],
     *,
     before: float,
+    purposes: Collection[str] = PURPOSES,
     may_go: Callable[[Batch], bool] = lambda batch: True,
 ) -> list[File]:
     """Return the files that nothing needs any more.
@@ -47,6 +55,7 @@ def spent_files(
     :param files: the project's; listed before the batches, so that one which is created in between is among these
     :param batches: all of the project's
     :param before: unix time; the file was made before it too
+    :param purposes: which files may go, see :func:`file_purposes`
     :param may_go: asked of batches that were over by then: whether their files may be deleted
     """
     done: set[str] = set()
@@ -57,7 +66,7 @@ def spent_files(
         file
         for file in files
         if file.id in done - needed
-        and file.purpose in PURPOSES
+        and file.purpose in purposes
         and file.created_at is not None
         and file.created_at < before
     ]
@@ -67,9 +76,9 @@ def still_spent(client: BatchClient, files: Iterable[File]) -> list[File]:
     """Return those files that no batch has begun to use since they were found to be spent.
 
     :param client: of the project
-    :param files: as :func:`spent_files` returned them, less than a day ago
+    :param files: as :func:`spent_files` returned them
     """
-    recent = client.batches_since(time.time() - LONGEST_LIFE_S)
+    recent = client.batches_since(time.time() - client.settings.dialect.longest_life_s)
     in_use = {file_id for batch in recent if not batch.is_terminal for file_id in file_ids(batch)}
     return [file for file in files if file.id not in in_use]
 

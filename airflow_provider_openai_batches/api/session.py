@@ -12,6 +12,7 @@ import msgspec
 import requests
 from urllib3.exceptions import HTTPError, LocationParseError, NewConnectionError
 
+from airflow_provider_openai_batches.api.entra import TokenSource
 from airflow_provider_openai_batches.api.errors import (
     APIConnectionError,
     APIStatusError,
@@ -21,7 +22,7 @@ from airflow_provider_openai_batches.api.errors import (
 )
 from airflow_provider_openai_batches.api.models import one_line
 from airflow_provider_openai_batches.api.settings import ClientSettings
-from airflow_provider_openai_batches.api.transport import Session
+from airflow_provider_openai_batches.api.transport import NO_HEADERS, Session
 
 _CONNECT_TIMEOUT_S = 10.0
 _SEND_TIMEOUT_S = 60.0
@@ -48,6 +49,8 @@ class ServiceSession:
     def __init__(self, settings: ClientSettings) -> None:
         self.settings = settings
         self._session = Session(settings.request_headers())
+        self._tokens = TokenSource(settings.entra_scope) if settings.auth == "entra" else None
+        self._token = ""
         values = [str(value) for value in (settings.api_key, *settings.headers.values(), *settings.query.values())]
         # What refuses "Bearer KEY" may name the KEY alone.
         values += [value.split()[-1] for value in values if value.strip()]
@@ -59,6 +62,8 @@ class ServiceSession:
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
+        if self._tokens is not None:
+            self._tokens.forget()
 
     def send(
         self,
@@ -69,6 +74,7 @@ class ServiceSession:
         content_type: str = "application/json",
         headers: Mapping[str, str] | None = None,
         follow_redirects: bool = False,
+        takes_redirect: bool = False,
         transfer: bool = False,
     ) -> requests.Response:
         """Make one request. The body of the answer is unread; whoever calls reads or closes it.
@@ -80,7 +86,9 @@ class ServiceSession:
         :param content_type: of the body
         :param headers: further headers
         :param follow_redirects: to other hosts too, without the connection's headers; for downloads
+        :param takes_redirect: a redirect is an answer like any other
         :param transfer: a file goes either way, so the server may be silent for longer
+        :raises CredentialError: there is no token to call with
         :raises APIStatusError: HTTP 400 and above
         :raises APIConnectionError: no complete answer
         :raises InvalidResponseError: a redirect where the API has none
@@ -89,10 +97,11 @@ class ServiceSession:
         call = f"{method} {route}"
         timeout = self._timeout_s(transfer)
         connect_timeout = _SEND_TIMEOUT_S if transfer and body is not None else _CONNECT_TIMEOUT_S
+        self._authorize()
         try:
             response = self._session.request(
                 method,
-                self.settings.base_url + route,
+                self.settings.url(*path),
                 params={**self.settings.query, **(params or {})},
                 data=body,
                 headers={**({} if body is None else {"Content-Type": content_type}), **(headers or {})},
@@ -107,7 +116,7 @@ class ServiceSession:
             raise self.connection_error(call, error) from None
         if response.status_code >= 400:
             raise self._refused(call, response, within_s=timeout)
-        if response.is_redirect:
+        if response.is_redirect and not takes_redirect:
             response.close()
             raise InvalidResponseError(
                 f"{call} was redirected to {self._redacted(response.headers.get('location', ''))}. "
@@ -116,9 +125,47 @@ class ServiceSession:
             )
         return response
 
-    def json(self, method: str, *path: str, transfer: bool = False, **options: Any) -> dict[str, Any]:
+    def put_elsewhere(self, url: str, body: Any) -> None:
+        """Put a file where the service has said to. Neither headers nor query of the connection go there.
+
+        :param url: as the service gave it; it may grant access, so it is not shown
+        :param body: a readable stream that knows its length
+        :raises APIStatusError: HTTP 400 and above
+        :raises APIConnectionError: no complete answer
+        :raises InvalidResponseError: it is no place to put a file at, or less protected than the service itself
+        """
+        parts, call = urlsplit(url), "PUT /{upload}"
+        usable = ("https",) if self.settings.base_url.startswith("https:") else ("https", "http")
+        if parts.scheme not in usable or not parts.hostname:
+            raise InvalidResponseError(
+                f"The service wants the file at {parts.scheme}://{self._redacted(parts.netloc)}, which is not safe."
+            )
+        timeout = self._timeout_s(True)
+        try:
+            response = self._session.request(
+                "PUT",
+                url,
+                data=body,
+                auth=NO_HEADERS,
+                timeout=(min(_SEND_TIMEOUT_S, timeout), timeout),
+                stream=True,
+                allow_redirects=False,
+            )
+        except requests.RequestException as error:
+            # The cause names the URL.
+            raise APIConnectionError(
+                f"{call} to {self._redacted(parts.netloc)} got no complete answer: {type(error).__name__}."
+            ) from None
+        if response.status_code >= 400:
+            raise self._refused(call, response, within_s=timeout)
+        response.close()
+
+    def json(
+        self, method: str, *path: str, transfer: bool = False, list_as: str | None = None, **options: Any
+    ) -> dict[str, Any]:
         """Make one request and decode the JSON object of its answer.
 
+        :param list_as: takes a bare array, too, as the member of this name
         :param options: those of :meth:`send`
         :raises InvalidResponseError: the answer is something else, or endless
         """
@@ -126,7 +173,9 @@ class ServiceSession:
         within_s = self._timeout_s(transfer)
         # The body is no variable here: it may repeat the key, and some show the variables of a traceback.
         decoded = _decoded(self._body(f"{method} /{'/'.join(path)}", response, within_s=within_s))
-        if decoded is None:
+        if isinstance(decoded, list) and list_as is not None:
+            return {list_as: decoded}
+        if not isinstance(decoded, dict):
             raise self._no_json(f"{method} /{'/'.join(path)}", response)
         return decoded
 
@@ -178,6 +227,13 @@ class ServiceSession:
             "not a JSON object. Is the connection's host the base URL of the API, including '/v1'?"
         )
 
+    def _authorize(self) -> None:
+        """Take along a token that is still good; the source renews it in time, however long a wait lasts."""
+        if self._tokens is None:
+            return
+        self._token = self._tokens.token()
+        self._session.set_header("Authorization", f"Bearer {self._token}")
+
     def _timeout_s(self, transfer: bool) -> float:
         return max(self.settings.timeout_s, TRANSFER_TIMEOUT_S) if transfer else self.settings.timeout_s
 
@@ -205,12 +261,15 @@ class ServiceSession:
                 body += chunk
                 if len(body) >= _ERROR_BODY_BYTES:
                     break
+        if response.status_code == 401 and self._tokens is not None:
+            # It may have been revoked before its time.
+            self._tokens.forget()
         # Some gateways repeat the whole key in their 401.
         return status_error(call, response.status_code, response.headers, bytes(body), redacted=self._redacted)
 
     def _redacted(self, text: str) -> str:
         """Take out of a text of others what nobody may see, and what would forge a line of a log."""
-        for secret in self._secrets:
+        for secret in (self._token, *self._secrets) if self._token else self._secrets:
             text = text.replace(secret, "***")
         return one_line(text)
 
@@ -234,13 +293,12 @@ def chunks(response: requests.Response, *, within_s: float) -> Iterator[bytes]:
             raise requests.ReadTimeout(f"the answer was not complete after {within_s:.0f} seconds")
 
 
-def _decoded(body: bytes) -> dict[str, Any] | None:
-    """Return the JSON object that a body is, or None."""
+def _decoded(body: bytes) -> Any:
+    """Return what a body says in JSON, or None."""
     try:
-        decoded = msgspec.json.decode(body)
+        return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    return decoded if isinstance(decoded, dict) else None
 
 
 def _one_line_object(body: bytes) -> bytes | None:

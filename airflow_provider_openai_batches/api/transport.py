@@ -34,6 +34,10 @@ class ServiceAuth(requests.auth.AuthBase):
         return request
 
 
+NO_HEADERS = ServiceAuth({})
+"""For calls to other hosts."""
+
+
 class Session(requests.Session):
     """Drops every header of the connection when a redirect leaves the service's host, not only ``Authorization``.
 
@@ -46,6 +50,11 @@ class Session(requests.Session):
         self.mount("http://", _Adapter())
         self.mount("https://", _Adapter())
         self.headers["Accept-Encoding"] = "identity"
+
+    def set_header(self, name: str, value: str) -> None:
+        """Send another header from now on, for the service's host only."""
+        assert isinstance(self.auth, ServiceAuth)
+        self.auth.headers = {**self.auth.headers, name: value}
 
     def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
         """Decide what goes along to where a redirect leads."""

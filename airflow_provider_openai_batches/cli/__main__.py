@@ -122,6 +122,10 @@ def _parser() -> argparse.ArgumentParser:
     results = command("results", "files", "fetch_results", "Write a batch's answers, then its errors, as JSON lines.")
     results.add_argument("batch_id", type=_text, metavar="BATCH_ID")
     results.add_argument("-o", "--output", metavar="FILE", help="a file, replaced as a whole; default: standard output")
+    results.add_argument(
+        "--partial", action="store_true", help="what is answered so far, where the service streams it (Doubleword)"
+    )
+    results.add_argument("--offset", type=_count, default=0, metavar="N", help="with --partial: leave out N answers")
 
     command("files", "files", "show_files", "Show how much of the project's room for files is used, by purpose.")
 

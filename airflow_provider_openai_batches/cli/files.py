@@ -39,6 +39,7 @@ from airflow_provider_openai_batches.api.progress import duration
 from airflow_provider_openai_batches.api.retention import (
     MAX_PROJECT_BYTES,
     PURPOSES,
+    file_purposes,
     list_files,
     spent_files,
     still_spent,
@@ -60,6 +61,8 @@ def fetch_results(arguments: argparse.Namespace, screen: Screen) -> int:
     target = None if arguments.output in (None, "-") else Path(arguments.output)
     if target is not None and not target.parent.is_dir():
         raise OpenAIBatchesError(f"There is no directory {target.parent}. Create it first.")
+    if arguments.partial:
+        return _fetch_partial(arguments, target, screen)
     with open_client(arguments.conn_id) as client, ExitStack() as stack:
         batch = client.retrieve_batch(arguments.batch_id)
         if not batch.is_terminal:
@@ -97,6 +100,23 @@ def fetch_results(arguments: argparse.Namespace, screen: Screen) -> int:
     else:
         what = f"{_plural(answers, 'answer')} and {_plural(errors, 'error')}"
         screen.note(f"Wrote {what} to {target}; the batch is {batch.status}.")
+    return 0
+
+
+def _fetch_partial(arguments: argparse.Namespace, target: Path | None, screen: Screen) -> int:
+    """Write the answers that a batch has so far, and say where to go on."""
+    with open_client(arguments.conn_id) as client, tempfile.TemporaryDirectory(prefix="openai-batches-") as directory:
+        part = Path(directory, "output")
+        partial = client.download_partial(arguments.batch_id, part, offset=arguments.offset)
+        if target is None:
+            _print([part], screen)
+        else:
+            _publish([part], target)
+    if target is not None and screen.as_json:
+        screen.json({"id": arguments.batch_id, **partial._asdict()})
+        return 0
+    end = "no more will come" if partial.is_complete else f"go on with --offset {partial.next_offset}"
+    screen.note(f"{_plural(partial.lines, 'answer')} from number {arguments.offset} on; {end}.")
     return 0
 
 
@@ -209,8 +229,9 @@ def clean_files(arguments: argparse.Namespace, screen: Screen) -> int:
     """Delete old files of batches that are over."""
     started = time.time()
     with open_client(arguments.conn_id) as client:
-        files = list_files(client, arguments.purpose or PURPOSES)
-        old = spent_files(files, client.list_batches(), before=started - arguments.older_than)
+        purposes = file_purposes(client.settings.dialect, arguments.purpose or PURPOSES)
+        files = list_files(client, purposes)
+        old = spent_files(files, client.list_batches(), before=started - arguments.older_than, purposes=purposes)
         _tell_times_ahead(files, started, screen)
         if not old:
             if not screen.as_json:

@@ -7,9 +7,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_openai_batches.api.dialects import dialect_named
 from airflow_provider_openai_batches.api.errors import InvalidInputError
 from airflow_provider_openai_batches.api.inputs import shown
-from airflow_provider_openai_batches.api.settings import DEFAULT_BASE_URL, ClientSettings
+from airflow_provider_openai_batches.api.settings import ENTRA_SCOPE, ClientSettings
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -91,19 +92,23 @@ def client_settings(conn: Connection, extra: Mapping[str, Any]) -> ClientSetting
     """
     _checked_extra(conn, extra)
     try:
-        if extra.get("dialect") not in (None, "", "openai"):
-            raise InvalidInputError("dialect", f"{extra['dialect']!r} is not known; only 'openai' is.")
+        dialect = dialect_named(extra.get("dialect"))
         # The official provider keeps the arguments of its SDK's client here.
         sdk = _json_object(extra, "openai_client_kwargs")
+        base_url = str(conn.host or sdk.get("base_url") or dialect.base_url)
+        if not base_url:
+            raise InvalidInputError("host", f"{dialect.service} has no common address: give the base URL of yours.")
         return ClientSettings(
             api_key=str(conn.password or sdk.get("api_key") or ""),
-            base_url=str(conn.host or sdk.get("base_url") or DEFAULT_BASE_URL),
+            base_url=base_url,
             organization=_text(extra.get("organization") or sdk.get("organization")),
             project=_text(extra.get("project") or sdk.get("project")),
             timeout_s=_seconds(extra.get("timeout") or sdk.get("timeout") or 60.0),
             headers=_json_object(sdk, "default_headers") | _json_object(extra, "headers"),
             query=_json_object(sdk, "default_query") | _json_object(extra, "query"),
-            auth=extra.get("auth") or "bearer",
+            auth=extra.get("auth") or dialect.auth,
+            dialect=dialect,
+            entra_scope=_text(extra.get("entra_scope")) or ENTRA_SCOPE,
         )
     except InvalidInputError as error:
         raise InvalidInputError(f"connection {conn.conn_id}", str(error)) from None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import logging
 import math
+import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
@@ -32,6 +34,7 @@ from airflow_provider_openai_batches.hooks.connection import (
 
 if TYPE_CHECKING:
     from airflow_provider_openai_batches.api.client import BatchClient
+    from airflow_provider_openai_batches.api.download import Partial
     from airflow_provider_openai_batches.api.models import Batch, File
     from airflow_provider_openai_batches.api.settings import ClientSettings
     from airflow_provider_openai_batches.jobs.pricing import Price
@@ -143,8 +146,11 @@ class OpenAIBatchesHook(BaseHook):
         if filename is not None and not isinstance(filename, str):
             raise InvalidInputError("filename", f"expected a text, got {shown(filename)}.")
         with _readable(source) as (open_content, own_name):
+            dialect = self.get_conn().settings.dialect
             with open_content() as content:
-                summary = check_input_file(content, own_name)
+                summary = check_input_file(
+                    content, own_name, max_requests=dialect.max_requests, max_bytes=dialect.max_bytes
+                )
             name = filename or own_name
             file = self.get_conn().upload_file(
                 open_content,
@@ -188,8 +194,7 @@ class OpenAIBatchesHook(BaseHook):
         with tempfile.TemporaryDirectory(prefix="openai-batches-") as directory:
             local = Path(directory, "content")
             size = self.get_conn().download_file(file_id, local, check=check, by_lines=check is not None)
-            # put_file commits at its end; closing a half-written remote stream would publish the half.
-            target.fs.put_file(str(local), target.path)
+            _place(local, target)
         return size
 
     def iter_lines(self, file_id: str) -> Iterator[bytes]:
@@ -203,6 +208,23 @@ class OpenAIBatchesHook(BaseHook):
             with local.open("rb") as lines:
                 yield from lines
 
+    def download_partial(
+        self, batch_id: str, destination: str | Path | ObjectStoragePath, *, offset: int = 0
+    ) -> Partial:
+        """Write the answers that a batch has so far, where the service streams them (dialect ``doubleword``).
+
+        :param batch_id: the batch, in any status
+        :param destination: path or URI of the new file
+        :param offset: answers to leave out: ``next_offset`` of what this returned before
+        :raises InvalidInputError: the service hands out results at the end
+        """
+        target = _path(destination, "destination")
+        with tempfile.TemporaryDirectory(prefix="openai-batches-") as directory:
+            local = Path(directory, "content")
+            partial = self.get_conn().download_partial(batch_id, local, offset=offset)
+            _place(local, target)
+        return partial
+
     # --- batches -----------------------------------------------------------------------------------------------------
 
     def create_batch(
@@ -215,7 +237,11 @@ class OpenAIBatchesHook(BaseHook):
         output_expires_after: int | Mapping[str, Any] | None = None,
         idempotency_token: str | None = None,
     ) -> Batch:
-        """Create exactly one batch, whatever happens to the answer; see :meth:`BatchClient.create_batch`."""
+        """Create exactly one batch, whatever happens to the answer; see :meth:`BatchClient.create_batch`.
+
+        Where a batch needs a file that is ``processed``, it is waited for.
+        """
+        self.get_conn().wait_for_file(input_file_id)
         return self.get_conn().create_batch(
             input_file_id,
             endpoint,
@@ -303,6 +329,21 @@ def _path(location: str | Path | ObjectStoragePath, param: str) -> Path | Object
         hint = "Install the Airflow provider for this kind of storage, such as apache-airflow-providers-amazon for s3"
         raise InvalidInputError(param, f"{location}: {error}. {hint}.") from error
     return location
+
+
+def _place(local: Path, target: Path | ObjectStoragePath) -> None:
+    """Put a finished file where it belongs, whole or not at all."""
+    if isinstance(target, ObjectStoragePath):
+        # put_file commits at its end; closing a half-written remote stream would publish the half.
+        target.fs.put_file(str(local), target.path)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        shutil.copyfile(local, part)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @contextmanager

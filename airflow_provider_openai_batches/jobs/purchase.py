@@ -5,7 +5,7 @@ The API has no idempotency keys, so three things stand in for one:
 1. A **claim**: a file that only one process can create allows one POST under one token. It is made before the POST,
    and it is good for :data:`CLAIM_LEASE_S`: a process that was frozen in between does not send any more.
 2. The **search**: before a create is begun a second time, the batches since the first claim are listed by job, shard
-   and round. What is found is adopted.
+   and round. What is found is adopted. Where metadata is lost, the input file tells: each round has its own.
 3. **Patience**: nothing new is begun while a claim is so young that its POST may still be under way.
 
 So two attempts that are alive at once (a worker that was taken for dead) cannot both send: the second finds the claim
@@ -19,7 +19,7 @@ sends, and a save that succeeds is what every later attempt begins with (see :mo
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -120,12 +120,13 @@ def cancel_twins(job: Job) -> None:
     if not ledger.contested:
         return
     known = {landed.batch_id for shard in ledger.shards for landed in shard.rounds}
+    files = {landed.file_id for shard in ledger.shards for landed in shard.rounds}
     for batch in job.client.batches_since(ledger.created_at):
         # Shards that were split, or planned by an attempt that came to nothing, count too; those of earlier generations
         # do not: they were looked at then.
         number = batch.metadata.get(SHARD_KEY, "")
         is_ours = _matches(batch, {JOB_KEY: ledger.job_id}) and number.isdecimal() and int(number) >= ledger.first_shard
-        if is_ours and batch.id not in known and batch.id not in ledger.twins:
+        if (is_ours or _is_for_file(job, batch, files)) and batch.id not in known and batch.id not in ledger.twins:
             _cancel_twin(job, batch)
 
 
@@ -176,7 +177,12 @@ def _search(job: Job, shard: Shard, since: float) -> Batch | None:
         ROUND_KEY: str(shard.round.number),
     }
     batches = job.client.batches_since(since)
-    found = [batch for batch in batches if _matches(batch, wanted) and batch.id not in job.ledger.twins]
+    files = {shard.round.file_id}
+    found = [
+        batch
+        for batch in batches
+        if (_matches(batch, wanted) or _is_for_file(job, batch, files)) and batch.id not in job.ledger.twins
+    ]
     if not found:
         return None
     *twins, first = found  # newest first
@@ -195,6 +201,17 @@ def _cancel_twin(job: Job, twin: Batch) -> None:
 
 def _matches(batch: Batch, wanted: Mapping[str, str]) -> bool:
     return batch.status != BatchStatus.FAILED and wanted.items() <= batch.metadata.items()
+
+
+def _is_for_file(job: Job, batch: Batch, files: Collection[str | None]) -> bool:
+    """Whether a batch is ours by its input file, where the service may lose metadata: each round has its own."""
+    return (
+        not job.client.settings.dialect.keeps_metadata
+        and JOB_KEY not in batch.metadata
+        and batch.status != BatchStatus.FAILED
+        and batch.input_file_id is not None
+        and batch.input_file_id in files
+    )
 
 
 def _read_claim(job: Job, shard: Shard, create: int, name: str) -> Claim | None:

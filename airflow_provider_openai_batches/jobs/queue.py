@@ -162,6 +162,11 @@ def _queued_tokens(job: Job, model: str) -> int:
     """Sum up the estimates that unfinished batches of all DAGs carry, with one listing per step of the job."""
     if job.queued is None:
         job.queued = {}
+        if not job.client.settings.dialect.keeps_metadata:
+            # What other jobs have queued cannot be told from their batches.
+            for shard in job.ledger.active_shards:
+                job.queued[shard.model] = job.queued.get(shard.model, 0) + shard.round.tokens
+            return job.queued.get(model, 0)
         for batch in job.client.batches_since(job.now() - _QUEUED_WITHIN_S):
             if not batch.is_terminal:
                 for name in filter(None, {batch.metadata.get(MODEL_KEY), batch.model}):

@@ -9,6 +9,7 @@ from typing import BinaryIO, Literal
 
 import msgspec
 
+from airflow_provider_openai_batches.api.dialects import MOST_REQUESTS
 from airflow_provider_openai_batches.api.errors import InvalidInputError
 from airflow_provider_openai_batches.api.inputs import MAX_BYTES, MAX_REQUESTS
 from airflow_provider_openai_batches.jobs.json_text import encode
@@ -25,7 +26,7 @@ _CONTEXT_BUFFER = 1 << 15
 class ShardLimits(msgspec.Struct, frozen=True):
     """What one shard, and so one batch, may hold.
 
-    :param max_requests: 1 to 50,000
+    :param max_requests: 1 to 100,000; most services take 50,000
     :param max_bytes: of the requests file, 1 to 200,000,000
     :param max_inputs: 1 to 50,000; counts for embeddings, where a request has several
     :param max_tokens: estimated prompt tokens by model, e.g. the queue's limit; other models have none
@@ -38,7 +39,7 @@ class ShardLimits(msgspec.Struct, frozen=True):
     max_tokens: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
-        for name, most in (("max_requests", MAX_REQUESTS), ("max_bytes", MAX_BYTES), ("max_inputs", MAX_INPUTS)):
+        for name, most in (("max_requests", MOST_REQUESTS), ("max_bytes", MAX_BYTES), ("max_inputs", MAX_INPUTS)):
             value = getattr(self, name)
             if not _is_count(value) or value > most:
                 raise InvalidInputError(name, f"expected 1 to {most:,}, got {value!r}.")

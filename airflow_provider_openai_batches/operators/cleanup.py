@@ -56,11 +56,13 @@ class OpenAIBatchCleanupOperator(OpenAIBatchesOperator):
 
     def execute(self, context: Context) -> dict[str, int]:
         """Find what nothing needs any more, and delete it."""
-        from airflow_provider_openai_batches.api.retention import list_files, spent_files, still_spent
+        from airflow_provider_openai_batches.api.retention import file_purposes, list_files, spent_files, still_spent
 
         client = self.hook.get_conn()
         before = time.time() - self.older_than
-        files = spent_files(list_files(client), client.list_batches(), before=before, may_go=self._rule())
+        purposes = file_purposes(client.settings.dialect)
+        files = list_files(client, purposes)
+        files = spent_files(files, client.list_batches(), before=before, purposes=purposes, may_go=self._rule())
         gone, size, failures = 0, 0, []
         for file in files if self.plan_only else still_spent(client, files):
             try:

@@ -58,8 +58,8 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
     :param system_prompt: for every row
     :param body: fields for every request, such as ``max_completion_tokens``
     :param output_type: Pydantic model or JSON schema the answers must follow
-    :param max_requests_per_batch: at most 50,000
-    :param max_bytes_per_batch: at most 200,000,000
+    :param max_requests_per_batch: at most 50,000; 100,000 at Azure
+    :param max_bytes_per_batch: at most 200,000,000, or what the connection's service takes if that is less
     :param max_active_batches: batches of this job that may go on at the same time; default: no limit
     :param max_attempts: how often a row may run in all
     :param max_failed: rows (int) or share of rows (float) that may fail before the task does
@@ -127,7 +127,7 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
         self.system_prompt = system_prompt
         self.body = body
         self.output_type = output_type
-        self.max_requests_per_batch = parameters.count(max_requests_per_batch, "max_requests_per_batch", most=50_000)
+        self.max_requests_per_batch = parameters.count(max_requests_per_batch, "max_requests_per_batch", most=100_000)
         self.max_bytes_per_batch = parameters.count(max_bytes_per_batch, "max_bytes_per_batch", most=200_000_000)
         self.max_active_batches = max_active_batches
         if max_active_batches is not None:

@@ -120,6 +120,13 @@ def _settings(operator: OpenAIBatchOperator) -> JobSettings:
             "output_format", "parquet needs pyarrow: pip install 'airflow-provider-openai-batches[parquet]'."
         )
     output = None if operator.output_type is None else OutputSchema.of(operator.output_type)
+    dialect = operator.hook.get_conn().settings.dialect
+    if operator.max_requests_per_batch > dialect.max_requests:
+        raise InvalidInputError(
+            "max_requests_per_batch",
+            f"{dialect.service} takes at most {dialect.max_requests:,} requests in a batch, not "
+            f"{operator.max_requests_per_batch:,}.",
+        )
     queue_limits = operator.hook.queue_limits  # Each look is one at the connection.
     return JobSettings(
         template=RequestTemplate(
@@ -131,7 +138,7 @@ def _settings(operator: OpenAIBatchOperator) -> JobSettings:
         ),
         limits=ShardLimits(
             max_requests=operator.max_requests_per_batch,
-            max_bytes=operator.max_bytes_per_batch,
+            max_bytes=min(operator.max_bytes_per_batch, dialect.max_bytes),
             max_tokens=queue_limits or None,
         ),
         rules=Rules(

@@ -116,6 +116,7 @@ def find_or_create(
                 transient=True,
             )
         log.info("Batch %s of an earlier attempt is %s: creating another.", batch.id, batch.status)
+    client.wait_for_file(input_file_id)
     token = purchases.intend(anew=earlier is not None)
     try:
         batch = client.create_batch(
@@ -288,12 +289,18 @@ class _Purchases:
     def _search(self, record: Mapping[str, Any]) -> Batch | None:
         if "token" not in record:
             return None
-        return self._client.find_batch(record["token"], created_after=record["intent_at"])
+        return self._client.find_batch(
+            record["token"], created_after=record["intent_at"], input_file_id=record["input_file_id"]
+        )
 
     def _among_batches(self) -> _Earlier | None:
         made = list[Batch]()
-        for batch in filter(self._task.made, self._client.batches_since(self._earliest_create())):
-            if (batch.input_file_id, batch.endpoint) == tuple(self._input.values()):
+        by_file = not self._client.settings.dialect.keeps_metadata
+        for batch in self._client.batches_since(self._earliest_create()):
+            is_for_input = (batch.input_file_id, batch.endpoint) == tuple(self._input.values())
+            if not self._task.made(batch) and not (by_file and is_for_input and _is_nameless(batch)):
+                continue
+            if is_for_input:
                 made.append(batch)
             elif not batch.is_terminal and batch.status != BatchStatus.CANCELLING:
                 # Going on with it could not be noted for the next attempt.
@@ -311,6 +318,11 @@ class _Purchases:
         now = time.time()
         oldest_useful = now - _LONGEST_SCAN_S
         return oldest_useful if self._run_after is None else min(max(self._run_after.timestamp(), oldest_useful), now)
+
+
+def _is_nameless(batch: Batch) -> bool:
+    """Whether the service has lost which task made a batch: there, one input file is one purchase."""
+    return not any(key.startswith("airflow_") for key in batch.metadata)
 
 
 class _TaskIdentity(NamedTuple):

@@ -18,11 +18,13 @@ from contextlib import contextmanager
 from typing import Generic, TypeVar
 from weakref import WeakValueDictionary
 
+from airflow.configuration import conf
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.secrets.environment_variables import CONN_ENV_PREFIX, EnvironmentVariablesBackend
 
-from airflow_provider_openai_batches.api.client import PAGE_SIZE, BatchClient
+from airflow_provider_openai_batches.api.client import BatchClient
 from airflow_provider_openai_batches.api.errors import InvalidInputError, NotFoundError, OpenAIBatchesError
+from airflow_provider_openai_batches.api.listing import PAGE_SIZE
 from airflow_provider_openai_batches.api.models import Batch, File
 from airflow_provider_openai_batches.api.settings import ClientSettings
 from airflow_provider_openai_batches.hooks.connection import (
@@ -104,7 +106,8 @@ class Account:
 
     def __init__(self, conn_id: str) -> None:
         self._settings, self.prices = _read(conn_id)
-        self.cursors = Cursors(self._settings.api_key)
+        # An identity has no key that all API servers know; they share this one.
+        self.cursors = Cursors(self._settings.api_key or conf.get("api", "secret_key"))
         self._pages: Shared[list[Batch]] = Shared(_ANSWERS_FRESH_S)
         self._batches: Shared[Batch] = Shared(_ANSWERS_FRESH_S)
         self._files: Shared[Sequence[File | OpenAIBatchesError]] = Shared(_ANSWERS_FRESH_S)

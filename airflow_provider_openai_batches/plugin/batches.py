@@ -8,13 +8,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query
 
-from airflow_provider_openai_batches.api.client import PAGE_SIZE, BatchClient
+from airflow_provider_openai_batches.api.client import BatchClient
 from airflow_provider_openai_batches.api.errors import (
     AuthenticationError,
     NotFoundError,
     OpenAIBatchesError,
     WrongPathError,
 )
+from airflow_provider_openai_batches.api.listing import PAGE_SIZE
 from airflow_provider_openai_batches.api.models import Batch, File, parse_status
 from airflow_provider_openai_batches.hooks.openai_batches import DEFAULT_CONN_ID
 from airflow_provider_openai_batches.plugin import database

@@ -683,7 +683,7 @@ def test_directory_of_another_task_instance_is_refused(
 @pytest.mark.parametrize(
     ("parameter", "value"),
     [
-        *(("max_requests_per_batch", value) for value in (0, 50_001, True, "many", 1.5)),
+        *(("max_requests_per_batch", value) for value in (0, 100_001, True, "many", 1.5)),
         *(("max_bytes_per_batch", value) for value in (0, 200_000_001, None)),
         *(("max_active_batches", value) for value in (0, -1, "2", True)),
         *(("max_attempts", value) for value in (0, "3", None, True)),

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import airflow_provider_openai_batches
+from airflow_provider_openai_batches.api.dialects import DIALECTS
 from airflow_provider_openai_batches.provider_info import get_provider_info
 
 DISTRIBUTION = "airflow-provider-openai-batches"
@@ -136,6 +137,7 @@ class TestConnectionForm:
             "organization": ["string", "null"],
             "project": ["string", "null"],
             "timeout": ["number", "null"],
+            "dialect": ["string", "null"],
             "auth": ["string", "null"],
             "headers": ["object", "null"],
             "query": ["object", "null"],
@@ -150,26 +152,28 @@ class TestConnectionForm:
 
     def test_choices_are_all_texts(self, form: Any) -> None:
         # The page would show a null among them as an option labelled "null"; clearing the field is enough.
-        assert form["extra_fields"]["auth"]["schema"]["enum"] == ["bearer", "api-key"]
+        assert form["extra_fields"]["auth"]["schema"]["enum"] == ["bearer", "api-key", "entra"]
+        assert form["extra_fields"]["dialect"]["schema"]["enum"] == list(DIALECTS)
 
     def test_every_field_of_the_form_is_read(self, form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         from airflow_provider_openai_batches.hooks.openai_batches import OpenAIBatchesHook
 
         extra = {"organization": "o", "project": "p", "timeout": 5, "auth": "api-key", "headers": {"H": "h"}}
         extra |= {"query": {"q": "1"}, "prices": {"m": {"input": 1}}, "enqueued_token_limits": {"m": 5}}
-        extra |= {"webhook_secret": "whsec_1"}
+        extra |= {"webhook_secret": "whsec_1", "dialect": "groq"}
         assert set(extra) == set(form["extra_fields"])
         conn = {"conn_type": "openai_batches", "password": "sk-1", "extra": extra}
         monkeypatch.setenv("AIRFLOW_CONN_FORM", json.dumps(conn))
         hook = OpenAIBatchesHook("form")
         settings = hook.get_conn().settings
         assert (settings.organization, settings.project, settings.timeout_s, settings.auth) == ("o", "p", 5, "api-key")
+        assert settings.dialect.service == "Groq"
         assert (settings.headers, settings.query) == ({"H": "h"}, {"q": "1"})
         assert (hook.prices["m"].input, hook.queue_limits) == (1, {"m": 5})
         assert hook.webhook_secret == "whsec_1"
 
 
-HEAVY = ("aiohttp", "fastapi", "openai", "pandas", "pyarrow", "sqlalchemy")
+HEAVY = ("aiohttp", "azure", "fastapi", "msal", "openai", "pandas", "pyarrow", "sqlalchemy")
 
 
 def imported(code: str) -> set[str]:

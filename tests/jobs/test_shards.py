@@ -266,7 +266,7 @@ def test_a_request_above_the_token_limit_gets_a_shard_of_its_own(tmp_path: Path)
     ("limits", "param"),
     [
         ({"max_requests": 0}, "max_requests"),
-        ({"max_requests": 50_001}, "max_requests"),
+        ({"max_requests": 100_001}, "max_requests"),
         ({"max_requests": True}, "max_requests"),
         ({"max_requests": "10"}, "max_requests"),
         ({"max_bytes": 200_000_001}, "max_bytes"),
