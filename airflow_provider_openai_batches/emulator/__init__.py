@@ -51,6 +51,8 @@ class Emulator:
     :param webhook_url: told of every batch that ends, as OpenAI's webhooks do; None tells nobody
     :param webhook_secret: signs what is sent there
     :param keep_requests: keep what was bought, for :meth:`requests` and :meth:`bought`, even if its files are deleted
+    :param dialect: which service it stands in for: ``openai``, ``azure``, ``azure-classic``, ``groq``, ``together``,
+        ``dashscope``, ``doubleword`` or ``litellm``
     :param host: the address to listen on
     :param port: 0 takes any free one
     :raises FaultError: a fault rule cannot be understood
@@ -73,11 +75,15 @@ class Emulator:
         webhook_url: str | None = None,
         webhook_secret: str = "",
         keep_requests: bool = False,
+        dialect: str = "openai",
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
+        from airflow_provider_openai_batches.emulator.dialects import DIALECTS
         from airflow_provider_openai_batches.emulator.faults import parse_rules
 
+        if dialect not in DIALECTS:
+            raise ValueError(f"dialect: expected one of {', '.join(DIALECTS)}, got {dialect!r}")
         self._data_dir = data_dir
         self._options: dict[str, Any] = {
             "host": host,
@@ -95,6 +101,7 @@ class Emulator:
             "webhook_url": webhook_url,
             "webhook_secret": webhook_secret,
             "keep_requests": keep_requests,
+            "dialect": dialect,
         }
         self._running: _Running | None = None
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
@@ -122,14 +129,25 @@ class Emulator:
 
     @property
     def base_url(self) -> str:
-        """What clients take as base URL: ``http://127.0.0.1:PORT/v1``."""
+        """What clients take as base URL: ``http://127.0.0.1:PORT/v1``, or where the dialect has it."""
         return self._open.service.base_url
 
     @property
     def api_key(self) -> str | None:
-        """The key every call must bring; None: any, or none."""
+        """The key every call must bring; None: any, or none. It may be set, as keys are rotated."""
         key: str | None = self._options["api_key"]
         return key
+
+    @api_key.setter
+    def api_key(self, key: str | None) -> None:
+        self._options["api_key"] = key
+        self._open.run(lambda service: setattr(service.lock, "key", key))
+
+    @property
+    def dialect(self) -> str:
+        """Which service it stands in for."""
+        name: str = self._options["dialect"]
+        return name
 
     def advance(self, seconds: float) -> None:
         """Move the virtual clock ahead and return when all that was due has happened.

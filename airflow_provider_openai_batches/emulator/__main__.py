@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_openai_batches.emulator.dialects import DIALECTS
 from airflow_provider_openai_batches.emulator.faults import FaultError, Rule, parse_rules
 
 if TYPE_CHECKING:
@@ -105,6 +106,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add("--port", type=_port, default=8080, help="port to listen on; 0 takes any free one (default: %(default)s)")
     add("--data-dir", metavar="DIR", help="where files and batches are kept (default: a temporary directory)")
+    add(
+        "--dialect",
+        choices=tuple(DIALECTS),
+        default="openai",
+        help="which service it stands in for; its paths begin as there (default: %(default)s)",
+    )
     add("--api-key", metavar="KEY", help="the key every call must bring (default: any, or none)")
     add(
         "--speed",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
 
-from airflow_provider_openai_batches.api.models import ENDPOINTS
 from airflow_provider_openai_batches.emulator.clock import VirtualClock
+from airflow_provider_openai_batches.emulator.dialects import Dialect, Intake
 from airflow_provider_openai_batches.emulator.file_routes import life_in_range
 from airflow_provider_openai_batches.emulator.http_faults import json_response
 from airflow_provider_openai_batches.emulator.pages import integer_query, page
@@ -16,7 +17,6 @@ from airflow_provider_openai_batches.emulator.runner import COMPLETION_WINDOW_S,
 from airflow_provider_openai_batches.emulator.store import Store, StoredBatch
 from airflow_provider_openai_batches.emulator.wire import ApiError, new_hex_id
 
-_WINDOW = "24h"
 _MAX_PAIRS, _MAX_KEY, _MAX_VALUE = 16, 64, 512
 _JSON_NAMES = {
     dict: "an object",
@@ -31,10 +31,15 @@ _JSON_NAMES = {
 class BatchRoutes:
     """Create, look up, list and cancel batches."""
 
-    def __init__(self, store: Store, clock: VirtualClock, runner: BatchRunner) -> None:
+    def __init__(
+        self, store: Store, clock: VirtualClock, runner: BatchRunner, dialect: Dialect, intake: Intake
+    ) -> None:
         self._store = store
         self._clock = clock
         self._runner = runner
+        self._dialect = dialect
+        self._intake = intake
+        self._last_seen: dict[str, dict[str, Any]] = {}
 
     def routes(self, prefix: str) -> list[web.RouteDef]:
         """The routes, below ``prefix``."""
@@ -52,73 +57,92 @@ class BatchRoutes:
             raise ApiError(400, "We could not parse the JSON body of your request.") from error
         if not isinstance(given, Mapping):
             raise ApiError(400, "The body of your request must be a JSON object.")
-        file_id, endpoint, life = _checked(given)
+        file_id, endpoint, life = _checked(given, self._dialect)
         file = self._store.file(file_id, now=self._clock.now())
-        if file is not None and file.purpose != "batch":
-            text = f"Invalid file purpose: '{file.purpose}'. The input file of a batch must have purpose 'batch'."
+        self._intake.check(file_id)
+        purpose = self._dialect.purpose
+        if file is not None and file.purpose != purpose:
+            text = f"Invalid file purpose: '{file.purpose}'. The input file of a batch must have purpose '{purpose}'."
             raise ApiError(400, text, param="input_file_id", code="invalid_value")
         now, elapsed = self._clock.now(), self._clock.elapsed()
         batch = StoredBatch(
             id=new_hex_id("batch_"),
             endpoint=endpoint,
             input_file_id=file_id,
-            completion_window=_WINDOW,
+            completion_window=given["completion_window"],
             created_at=now,
-            expires_at=now + int(COMPLETION_WINDOW_S),
-            metadata=given.get("metadata"),
+            expires_at=now + int(min(self._dialect.window_s(given["completion_window"]), COMPLETION_WINDOW_S)),
+            metadata=self._dialect.kept(given.get("metadata")),
             output_expires_after=life,
             born=elapsed,
             since=elapsed,
         )
         self._runner.start(batch)
-        return json_response(batch.to_api())
+        return json_response(self._dialect.new_batch(self._shown(batch)), self._dialect.created)
 
     async def _list(self, request: web.Request) -> web.Response:
         await self._clock.look()
         limit = integer_query(request, "limit", default=20, most=100)
 
         def batches(after: str | None, count: int) -> list[dict[str, Any]]:
-            return [self._runner.shown(batch) for batch in self._store.batches(after=after, limit=count)]
+            found = self._store.batches(after=after, limit=count if count < sys.maxsize else -1)
+            if self._dialect.stale_lists:
+                return [self._last_seen.get(batch.id) or self._shown(batch) for batch in found]
+            return [self._shown(batch) for batch in found]
 
-        return json_response(page(request, limit, batches))
+        return json_response(self._dialect.page(page(request, limit, batches, self._dialect)))
 
     async def _retrieve(self, request: web.Request) -> web.Response:
         await self._clock.look()
-        return json_response(self._runner.shown(self._batch(request)))
+        return json_response(self._shown(self._batch(request)))
 
     async def _cancel(self, request: web.Request) -> web.Response:
         batch = self._runner.cancel(self._batch(request))
-        return json_response(self._runner.shown(batch))
+        return json_response(self._shown(batch))
+
+    def _shown(self, batch: StoredBatch) -> dict[str, Any]:
+        shown = self._dialect.batch(self._dialect.outward(self._runner.shown(batch)))
+        if self._dialect.stale_lists:
+            self._last_seen[batch.id] = shown
+        return shown
 
     def _batch(self, request: web.Request) -> StoredBatch:
-        batch_id = request.match_info["batch_id"]
+        batch_id = self._dialect.inward(request.match_info["batch_id"])
         batch = self._store.batch(batch_id)
         if batch is None:
             raise ApiError(404, f"No batch found with id '{batch_id}'.")
         return batch
 
 
-def _checked(given: Mapping[str, Any]) -> tuple[str, str, int | None]:
+def _checked(given: Mapping[str, Any], dialect: Dialect) -> tuple[str, str, int | None]:
     """What is checked before a batch exists: input file id, endpoint and the life of its result files."""
     for name in ("input_file_id", "endpoint", "completion_window"):
         if given.get(name) is None:
             text = f"Missing required parameter: '{name}'."
             raise ApiError(400, text, param=name, code="missing_required_parameter")
         _expect(isinstance(given[name], str), name, "a string", given[name])
-    if given["endpoint"] not in ENDPOINTS:
-        known = ", ".join(f"'{endpoint}'" for endpoint in sorted(ENDPOINTS))
+    if given["endpoint"] not in dialect.endpoints:
+        known = ", ".join(f"'{endpoint}'" for endpoint in sorted(dialect.endpoints))
         text = f"Invalid value: '{given['endpoint']}'. Supported values are: {known}."
         raise ApiError(400, text, param="endpoint", code="invalid_value")
-    if given["completion_window"] != _WINDOW:
-        text = f"Invalid value: '{given['completion_window']}'. Supported values are: '{_WINDOW}'."
-        raise ApiError(400, text, param="completion_window", code="invalid_value")
+    try:
+        dialect.window_s(given["completion_window"])
+    except ValueError:
+        known = " to ".join(f"'{hours}h'" for hours in dict.fromkeys(dialect.windows_h))
+        text = f"Invalid value: '{given['completion_window']}'. Supported values are: {known}."
+        raise ApiError(400, text, param="completion_window", code="invalid_value") from None
     _check_metadata(given.get("metadata"))
     life = given.get("output_expires_after")
+    file_id = dialect.inward(given["input_file_id"])
     if life is None:
-        return given["input_file_id"], given["endpoint"], None
+        return file_id, given["endpoint"], None
     _expect(isinstance(life, Mapping), "output_expires_after", "an object", life)
-    seconds = life_in_range(life.get("anchor"), life.get("seconds"), "output_expires_after")
-    return given["input_file_id"], given["endpoint"], seconds
+    if not dialect.expiry:
+        text = "Unknown parameter: 'output_expires_after'."
+        raise ApiError(400, text, param="output_expires_after", code="unknown_parameter")
+    shortest_s = dialect.shortest_life_s
+    seconds = life_in_range(life.get("anchor"), life.get("seconds"), "output_expires_after", shortest_s)
+    return file_id, given["endpoint"], seconds
 
 
 def _check_metadata(metadata: Any) -> None:

@@ -7,6 +7,8 @@ import contextlib
 import json
 import os
 import re
+import sys
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,12 +17,16 @@ from aiohttp import BodyPartReader, web
 from aiohttp.http import HttpProcessingError
 
 from airflow_provider_openai_batches.emulator.clock import VirtualClock
+from airflow_provider_openai_batches.emulator.dialects import Dialect, Intake
 from airflow_provider_openai_batches.emulator.http_faults import effect_on, json_response
 from airflow_provider_openai_batches.emulator.pages import integer_query, page
+from airflow_provider_openai_batches.emulator.signed_uploads import STORAGE, SignedUploads
 from airflow_provider_openai_batches.emulator.store import Store, StoredFile
 from airflow_provider_openai_batches.emulator.wire import ApiError, new_file_id
 
-MAX_BATCH_BYTES = 200_000_000
+Growing = Callable[[str], Awaitable[Path | None]]
+"""Gives the output so far of the batch that goes on and will have a file of this id; None if there is none."""
+
 MAX_FILE_BYTES = 512_000_000
 BATCH_FILE_LIFE_S = 30 * 86_400
 SHORTEST_LIFE_S, LONGEST_LIFE_S = 3_600, 2_592_000
@@ -34,15 +40,24 @@ _SMALL_FIELD = 10_000
 class FileRoutes:
     """Upload, look up, list, delete and download files."""
 
-    def __init__(self, store: Store, clock: VirtualClock) -> None:
+    def __init__(self, store: Store, clock: VirtualClock, dialect: Dialect, intake: Intake, growing: Growing) -> None:
         self._store = store
         self._clock = clock
+        self._dialect = dialect
+        self._intake = intake
+        self._growing = growing
+        self._signed = SignedUploads(store, self._accept)
         self._disk = ThreadPoolExecutor(4, thread_name_prefix="emulator-disk")
 
     def routes(self, prefix: str) -> list[web.RouteDef]:
         """The routes, below ``prefix``."""
+        signed = [
+            web.post(f"{prefix}/files", self._signed.begin),
+            web.put(f"{STORAGE}/{{file_id}}", self._signed.fill),
+            web.post(f"{prefix}/files/{{file_id}}/preprocess", self._report),
+        ]
         return [
-            web.post(f"{prefix}/files", self._create),
+            *(signed if self._dialect.signed_upload else [web.post(f"{prefix}/files", self._create)]),
             web.get(f"{prefix}/files", self._list, allow_head=False),
             web.get(f"{prefix}/files/{{file_id}}", self._retrieve, allow_head=False),
             web.delete(f"{prefix}/files/{{file_id}}", self._delete),
@@ -64,8 +79,18 @@ class FileRoutes:
         except BaseException:
             draft.unlink(missing_ok=True)
             raise
+        return self._added(file)
+
+    async def _report(self, request: web.Request) -> web.Response:
+        return self._added(await self._signed.report(request.match_info["file_id"]))
+
+    def _added(self, file: StoredFile) -> web.Response:
         self._store.add_file(file)
-        return json_response(file.to_api())
+        self._intake.arrived(file.id)
+        return json_response(self._shown(file))
+
+    def _shown(self, file: StoredFile) -> dict[str, Any]:
+        return self._dialect.file(self._dialect.outward({**file.to_api(), "status": self._intake.status(file.id)}))
 
     async def _receive(self, request: web.Request, draft: Path) -> tuple[str | None, int, dict[str, str]]:
         """Stream the parts in: the file to disk, the rest to a dict."""
@@ -116,18 +141,20 @@ class FileRoutes:
                     400, f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter"
                 )
         purpose = fields["purpose"]
-        if purpose not in _PURPOSES:
-            text = f"Invalid value: '{purpose}'. Supported values are: {', '.join(map(repr, _PURPOSES))}."
+        purposes = [self._dialect.purpose if each == "batch" else each for each in _PURPOSES]
+        if purpose not in purposes:
+            text = f"Invalid value: '{purpose}'. Supported values are: {', '.join(map(repr, purposes))}."
             raise ApiError(400, text, param="purpose", code="invalid_value")
-        if size > (MAX_BATCH_BYTES if purpose == "batch" else MAX_FILE_BYTES):
+        is_input = purpose == self._dialect.purpose
+        if size > (self._dialect.max_bytes if is_input else MAX_FILE_BYTES):
             raise ApiError(400, "File is too large.")
-        if purpose == "batch":
+        if is_input:
             loop = asyncio.get_running_loop()
             looks_right = await loop.run_in_executor(self._disk, _first_line_is_json, draft)
             if not (filename or "").endswith(".jsonl") or not looks_right:
                 raise ApiError(400, "Invalid file format for Batch API. Must be .jsonl")
         now = self._clock.now()
-        life = _life(fields) or (BATCH_FILE_LIFE_S if purpose == "batch" else None)
+        life = _life(fields, self._dialect) or (BATCH_FILE_LIFE_S if is_input else None)
         return StoredFile(file_id, filename or "", purpose, size, now, now + life if life else None)
 
     async def _list(self, request: web.Request) -> web.Response:
@@ -145,12 +172,14 @@ class FileRoutes:
                 ascending=order == "asc",
                 limit=count,
             )
-            return [file.to_api() for file in found]
+            return [self._shown(file) for file in found]
 
-        return json_response(page(request, limit, files))
+        return json_response(self._dialect.page(page(request, limit, files, self._dialect)))
 
     async def _retrieve(self, request: web.Request) -> web.Response:
-        return json_response(self._file(request).to_api())
+        file = self._file(request)
+        self._intake.seen(file.id)
+        return json_response(self._shown(file))
 
     async def _delete(self, request: web.Request) -> web.Response:
         file = self._file(request)
@@ -158,8 +187,17 @@ class FileRoutes:
         return json_response({"id": file.id, "object": "file", "deleted": True})
 
     async def _content(self, request: web.Request) -> web.StreamResponse:
+        if self._dialect.streams:
+            growing = await self._growing(request.match_info["file_id"])
+            if growing is not None:
+                try:
+                    return _lines_from(request, growing, is_complete=False)
+                finally:
+                    growing.unlink()
+            if "offset" in request.query:
+                return _lines_from(request, self._store.content_path(self._file(request).id), is_complete=True)
         file = self._file(request)
-        if file.purpose not in _DOWNLOADABLE:
+        if file.purpose not in (*_DOWNLOADABLE, self._dialect.purpose):
             raise ApiError(400, f"Not allowed to download files of purpose: {file.purpose}")
         effect = effect_on(request)
         response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
@@ -193,14 +231,22 @@ class FileRoutes:
             start += len(read)
 
     def _file(self, request: web.Request) -> StoredFile:
-        file_id = request.match_info["file_id"]
+        file_id = self._dialect.inward(request.match_info["file_id"])
         file = self._store.file(file_id, now=self._clock.now())
         if file is None:
             raise ApiError(404, f"No such File object: {file_id}", param="id")
         return file
 
 
-def life_in_range(anchor: Any, seconds: Any, param: str) -> int:
+def _lines_from(request: web.Request, content: Path, *, is_complete: bool) -> web.Response:
+    """The lines of a content behind the offset that is asked for."""
+    offset = integer_query(request, "offset", default=0, least=0, most=sys.maxsize)
+    lines = content.read_bytes().splitlines(keepends=True)
+    headers = {"X-Incomplete": str(not is_complete).lower(), "X-Last-Line": str(len(lines))}
+    return web.Response(body=b"".join(lines[offset:]), headers=headers, content_type="application/x-ndjson")
+
+
+def life_in_range(anchor: Any, seconds: Any, param: str, shortest_s: int = SHORTEST_LIFE_S) -> int:
     """Check an ``expires_after`` or ``output_expires_after`` object's two members.
 
     :return: the seconds
@@ -213,7 +259,7 @@ def life_in_range(anchor: Any, seconds: Any, param: str) -> int:
         text = f"Invalid type for '{param}.seconds': expected an integer."
         raise ApiError(400, text, param=f"{param}.seconds", code="invalid_type")
     for bound, wrong, code in (
-        (SHORTEST_LIFE_S, seconds < SHORTEST_LIFE_S, "integer_below_min_value"),
+        (shortest_s, seconds < shortest_s, "integer_below_min_value"),
         (LONGEST_LIFE_S, seconds > LONGEST_LIFE_S, "integer_above_max_value"),
     ):
         if wrong:
@@ -223,9 +269,11 @@ def life_in_range(anchor: Any, seconds: Any, param: str) -> int:
     return seconds
 
 
-def _life(fields: dict[str, str]) -> int | None:
+def _life(fields: dict[str, str], dialect: Dialect) -> int | None:
     """``expires_after`` in bracket notation (OpenAI) or dot notation (Azure)."""
     given = {}
+    if dialect.expiry != "[]" and (name := next((name for name in fields if "expires" in name and "[" in name), None)):
+        raise ApiError(400, f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
     for name, value in fields.items():
         found = re.fullmatch(r"expires_after(?:\[(\w+)\]|\.(\w+))", name)
         if found:
@@ -234,7 +282,10 @@ def _life(fields: dict[str, str]) -> int | None:
         return None
     seconds = given.get("seconds", "")
     return life_in_range(
-        given.get("anchor"), int(seconds) if seconds.isascii() and seconds.isdigit() else seconds, "expires_after"
+        given.get("anchor"),
+        int(seconds) if seconds.isascii() and seconds.isdigit() else seconds,
+        "expires_after",
+        dialect.shortest_life_s,
     )
 
 

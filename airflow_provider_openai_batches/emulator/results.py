@@ -118,7 +118,16 @@ class Lines:
 class ResultWriter:
     """Writes result lines to the output and error drafts and keeps the tally."""
 
-    def __init__(self, batch_id: str, output: BinaryIO, errors: BinaryIO, billed: BinaryIO | None = None) -> None:
+    def __init__(
+        self,
+        batch_id: str,
+        output: BinaryIO,
+        errors: BinaryIO,
+        billed: BinaryIO | None = None,
+        *,
+        names_lines: bool = True,
+    ) -> None:
+        self._names_lines = names_lines
         self.tally = Tally()
         self._billed = billed
         self._batch_id = batch_id
@@ -152,8 +161,8 @@ class ResultWriter:
         self._write(self._line(line, custom_id, None, error), ok=False, lines=1)
 
     def _line(self, line: int, custom_id: str, response: Any, error: Any) -> bytes:
-        line_id = derived_id("batch_req_", self._batch_id, line)
-        return dump({"id": line_id, "custom_id": custom_id, "response": response, "error": error}) + b"\n"
+        line_id = {"id": derived_id("batch_req_", self._batch_id, line)} if self._names_lines else {}
+        return dump({**line_id, "custom_id": custom_id, "response": response, "error": error}) + b"\n"
 
     def _write(self, text: bytes, ok: bool, lines: int) -> None:
         if ok:
@@ -174,6 +183,7 @@ class Job:
     :param all_failed: how every request fails, if they all do
     :param spool: what an upstream has answered so far, if one is asked
     :param billed: where to note the numbers of the lines that were answered; None notes nothing
+    :param names_lines: whether result lines have an ``id``
     """
 
     batch_id: str
@@ -186,6 +196,7 @@ class Job:
     all_failed: RowOutcome | None = None
     spool: Path | None = None
     billed: Path | None = None
+    names_lines: bool = True
 
     def fate(self, line: int) -> RowOutcome | None:
         """What is scripted for a line."""
@@ -254,7 +265,7 @@ def write_results(job: Job, output_path: Path, error_path: Path, stopping: threa
         output, errors = (stack.enter_context(path.open("wb")) for path in (output_path, error_path))
         spool = Spool(stack.enter_context(job.spool.open("rb"))) if job.spool and job.spool.exists() else None
         billed = stack.enter_context(job.billed.open("wb")) if job.billed else None
-        writer = ResultWriter(job.batch_id, output, errors, billed)
+        writer = ResultWriter(job.batch_id, output, errors, billed, names_lines=job.names_lines)
         lines = Lines(source)
         for position, line in enumerate(finish_order(job.batch_id, len(lines))):
             if stopping.is_set():

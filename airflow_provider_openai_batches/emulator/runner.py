@@ -18,15 +18,17 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
 from airflow_provider_openai_batches.emulator.clock import VirtualClock
+from airflow_provider_openai_batches.emulator.dialects import DIALECTS, Dialect
 from airflow_provider_openai_batches.emulator.faults import BatchOutcome, Faults, RowOutcome
 from airflow_provider_openai_batches.emulator.progress import ClockedProgress, Progress, UpstreamProgress
 from airflow_provider_openai_batches.emulator.results import Job, Plan, finish_order, write_results
 from airflow_provider_openai_batches.emulator.store import Store, StoredBatch, StoredFile
 from airflow_provider_openai_batches.emulator.validation import Stopping, Verdict, parse_line, validate
-from airflow_provider_openai_batches.emulator.wire import ApiError, new_file_id
+from airflow_provider_openai_batches.emulator.wire import ApiError, derived_id, new_file_id
 
 VALIDATION_S = 3.0
 FINALIZING_S = 2.0
@@ -52,6 +54,7 @@ class BatchRunner:
     :param token_limits: queued prompt tokens per model; ``*`` for models not named
     :param upstream: answers the requests; None lets the emulator make answers up
     :param ended: called with every batch that reaches a terminal state
+    :param dialect: whose batches these are
     """
 
     def __init__(
@@ -64,7 +67,9 @@ class BatchRunner:
         token_limits: Mapping[str, int],
         upstream: Upstream | None = None,
         ended: Callable[[StoredBatch], None] = lambda _: None,
+        dialect: Dialect = DIALECTS["openai"],
     ) -> None:
+        self._dialect = dialect
         self._store = store
         self._clock = clock
         self._faults = faults
@@ -117,7 +122,25 @@ class BatchRunner:
         if batch.status == "in_progress" and batch.id in self._progress:
             completed, failed = self._progress[batch.id].counts(self._clock.elapsed())
             batch = dataclasses.replace(batch, completed=completed, failed=failed)
+            if self._dialect.streams and completed:
+                batch = dataclasses.replace(batch, output_file_id=_output_id(batch))
         return batch.to_api()
+
+    async def growing(self, file_id: str) -> Path | None:
+        """Write what a batch that goes on has answered so far, for whoever may read its output file early.
+
+        :return: a file that is the caller's; None if no such batch will have an output file of this id
+        """
+        running = (batch for batch in self._store.unfinished_batches() if batch.in_progress_at is not None)
+        batch = next((batch for batch in running if _output_id(batch) == file_id), None)
+        if batch is None:
+            return None
+        halted = self._halted(batch)
+        job = dataclasses.replace(self._job(halted), ending="cancelled", billed=None)
+        output, errors = (self._store.draft_path(new_file_id()) for _ in range(2))
+        await self._in_thread(write_results, job, output, errors, self._stopping)
+        errors.unlink()
+        return output
 
     async def stop(self) -> None:
         """Leave every batch where it is."""
@@ -178,7 +201,7 @@ class BatchRunner:
 
     async def _work(self, batch: StoredBatch) -> None:
         outcome = _outcome(batch)
-        expiry = batch.born + COMPLETION_WINDOW_S
+        expiry = batch.born + self._dialect.window_s(batch.completion_window)
         if outcome is not None and outcome.outcome == "expire":
             expiry = batch.since + self._batch_seconds * outcome.finished
         stuck = _stuck_seconds(batch)
@@ -208,7 +231,7 @@ class BatchRunner:
 
     async def _wind_up(self, batch: StoredBatch) -> None:
         """Write the files of a batch that is finalizing or cancelling, and end it."""
-        output, errors = new_file_id(), new_file_id()
+        output, errors = _output_id(batch) if self._dialect.streams else new_file_id(), new_file_id()
         paths = [self._store.draft_path(file_id) for file_id in (output, errors)]
         ran = batch.in_progress_at is not None
         tally = None
@@ -246,7 +269,7 @@ class BatchRunner:
                 return Verdict(0, None, 0, array.array("L"), [_file_not_found(batch.input_file_id)])
             # A link of our own: the file may be deleted or expire while the batch runs.
             os.link(self._store.content_path(file.id), source)
-        return await self._in_thread(validate, source, batch.endpoint, self._stopping)
+        return await self._in_thread(validate, source, batch.endpoint, self._stopping, self._dialect.max_requests)
 
     def _plan(self, verdict: Verdict, custom_ids: list[str]) -> Plan:
         fates = ((line, self._faults.for_row(custom_id)) for line, custom_id in enumerate(custom_ids))
@@ -287,6 +310,7 @@ class BatchRunner:
             all_failed=all_failed,
             spool=spool if self._upstream is not None or spool.exists() else None,
             billed=self._store.notes_path(batch.id, ".billed") if self._store.keeps_requests else None,
+            names_lines=self._dialect.names_lines,
         )
 
     def _halted(self, batch: StoredBatch) -> StoredBatch:
@@ -313,7 +337,8 @@ class BatchRunner:
     def _add_results(self, batch: StoredBatch, file_id: str, kind: str, lines: int, now: int) -> str | None:
         path = self._store.draft_path(file_id)
         outcome = _outcome(batch)
-        kept_empty = kind == "error" and outcome is not None and outcome.outcome == "empty_error_file"
+        scripted = outcome is not None and outcome.outcome == "empty_error_file"
+        kept_empty = kind == "error" and (scripted or self._dialect.always_error_file)
         if lines == 0 and not kept_empty:
             path.unlink()
             return None
@@ -341,6 +366,11 @@ class BatchRunner:
 
     async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+
+
+def _output_id(batch: StoredBatch) -> str:
+    """The id of a batch's output file, where it is known before there is a file."""
+    return derived_id("file-", batch.id, "output")
 
 
 def _outcome(batch: StoredBatch) -> BatchOutcome | None:

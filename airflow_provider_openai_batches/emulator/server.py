@@ -10,11 +10,13 @@ from aiohttp import web
 
 from airflow_provider_openai_batches.emulator.batch_routes import BatchRoutes
 from airflow_provider_openai_batches.emulator.clock import VirtualClock
+from airflow_provider_openai_batches.emulator.dialects import Dialect, Intake
 from airflow_provider_openai_batches.emulator.faults import FaultError, Faults, parse_rule, parse_rules
 from airflow_provider_openai_batches.emulator.file_routes import FileRoutes
 from airflow_provider_openai_batches.emulator.http_faults import Handler, disturbed, json_response
 from airflow_provider_openai_batches.emulator.model_routes import LARGEST_BODY_BYTES, ModelRoutes
 from airflow_provider_openai_batches.emulator.runner import BatchRunner
+from airflow_provider_openai_batches.emulator.signed_uploads import STORAGE
 from airflow_provider_openai_batches.emulator.store import Store
 from airflow_provider_openai_batches.emulator.wire import ApiError, error_body, new_hex_id
 
@@ -61,41 +63,56 @@ def create_app(
     faults: Faults,
     calls: Calls,
     *,
-    api_key: str | None,
+    lock: Lock,
+    dialect: Dialect,
 ) -> web.Application:
     """Assemble the application.
 
-    :param api_key: the key every call but ``GET /`` must bring; None accepts any, and none
+    :param lock: asks every call but ``GET /`` for a key
+    :param dialect: how it speaks
     """
-    doors = Doors(faults, calls, api_key)
+    doors = Doors(faults, calls, lock, dialect)
     controls = Controls(clock, faults, calls)
     app = web.Application(
-        middlewares=[doors.count, doors.errors, doors.authenticate, doors.disturb], client_max_size=LARGEST_BODY_BYTES
+        middlewares=[doors.count, doors.errors, doors.authenticate, doors.disturb, doors.translate],
+        client_max_size=LARGEST_BODY_BYTES,
     )
     app.on_response_prepare.append(_request_id)
     app.add_routes([web.get("/", _about)])
-    files = FileRoutes(store, clock)
-    app.add_routes(files.routes("/v1"))
+    intake = Intake(dialect.pending_looks)
+    files = FileRoutes(store, clock, dialect, intake, runner.growing)
+    app.add_routes(files.routes(dialect.prefix))
     app.on_cleanup.append(files.close)
-    app.add_routes(BatchRoutes(store, clock, runner).routes("/v1"))
-    app.add_routes(models.routes("/v1"))
+    app.add_routes(BatchRoutes(store, clock, runner, dialect, intake).routes(dialect.prefix))
+    app.add_routes(models.routes(dialect.prefix))
     app.add_routes(controls.routes("/emulator"))
     return app
+
+
+class Lock:
+    """What key a call must bring; it may be changed, as keys are rotated.
+
+    :param key: None accepts any, and none
+    """
+
+    def __init__(self, key: str | None) -> None:
+        self.key = key
 
 
 class Doors:
     """What every request passes on its way in."""
 
-    def __init__(self, faults: Faults, calls: Calls, api_key: str | None) -> None:
+    def __init__(self, faults: Faults, calls: Calls, lock: Lock, dialect: Dialect) -> None:
         self._faults = faults
         self._calls = calls
-        self._api_key = api_key
+        self._lock = lock
+        self._dialect = dialect
 
     @web.middleware
     async def count(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Count the call under its route."""
         resource = request.match_info.route.resource
-        route = resource.canonical if resource is not None else request.path
+        route = self._dialect.neutral(resource.canonical if resource is not None else request.path)
         status = 0
         try:
             response = await handler(request)
@@ -121,20 +138,35 @@ class Doors:
     @web.middleware
     async def authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse a call without the right key."""
-        if self._api_key is not None and request.path != "/":
+        if request.path.startswith(STORAGE):
+            return await handler(request)  # the place itself is the credential
+        if self._lock.key is not None and request.path != "/":
             scheme, _, token = request.headers.get("Authorization", "").partition(" ")
             key = token if scheme.lower() == "bearer" else request.headers.get("api-key", "")
-            if key != self._api_key:
+            if key != self._lock.key:
                 shown = f"{key[:3]}***" if key else "''"
                 raise ApiError(401, f"Incorrect API key provided: {shown}.", code="invalid_api_key")
+        is_api = request.path.startswith(self._dialect.prefix)
+        if self._dialect.wants_version and is_api and "api-version" not in request.query:
+            raise ApiError(404, "Resource not found", code="404")
         return await handler(request)
+
+    @web.middleware
+    async def translate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Let a refusal sound as this service's do."""
+        try:
+            return await handler(request)
+        except ApiError as error:
+            if self._dialect.error is not None:
+                error.body = self._dialect.error(error.status, error.body)
+            raise
 
     @web.middleware
     async def disturb(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Let a scripted fault have its way."""
         if request.path.startswith("/emulator"):
             return await handler(request)
-        effect = self._faults.for_call(request.method, request.path)
+        effect = self._faults.for_call(request.method, self._dialect.neutral(request.path))
         return await handler(request) if effect is None else await disturbed(request, handler, effect)
 
 

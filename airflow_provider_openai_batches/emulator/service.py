@@ -11,10 +11,11 @@ from pathlib import Path
 from aiohttp import web
 
 from airflow_provider_openai_batches.emulator.clock import VirtualClock
+from airflow_provider_openai_batches.emulator.dialects import DIALECTS
 from airflow_provider_openai_batches.emulator.faults import Faults, Rule
 from airflow_provider_openai_batches.emulator.model_routes import ModelRoutes
 from airflow_provider_openai_batches.emulator.runner import BatchRunner
-from airflow_provider_openai_batches.emulator.server import Calls, create_app
+from airflow_provider_openai_batches.emulator.server import Calls, Lock, create_app
 from airflow_provider_openai_batches.emulator.store import Store
 from airflow_provider_openai_batches.emulator.upstream import UpstreamServer
 from airflow_provider_openai_batches.emulator.webhooks import WebhookSender
@@ -43,6 +44,7 @@ class Settings:
     webhook_url: str | None = None
     webhook_secret: str = ""
     keep_requests: bool = False
+    dialect: str = "openai"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class Service:
     runner: BatchRunner
     faults: Faults
     calls: Calls
+    lock: Lock
 
 
 @contextlib.asynccontextmanager
@@ -93,6 +96,7 @@ async def serving(settings: Settings) -> AsyncIterator[Service]:
         if settings.webhook_url is not None:
             sender = WebhookSender(settings.webhook_url, settings.webhook_secret, clock)
             webhook = await stack.enter_async_context(sender)
+        dialect = DIALECTS[settings.dialect]
         runner = BatchRunner(
             store,
             clock,
@@ -101,11 +105,12 @@ async def serving(settings: Settings) -> AsyncIterator[Service]:
             token_limits=settings.token_limits,
             upstream=upstream,
             ended=webhook.batch_ended if webhook is not None else lambda _: None,
+            dialect=dialect,
         )
         stack.push_async_callback(runner.stop)
-        calls = Calls()
+        calls, lock = Calls(), Lock(settings.api_key)
         models = ModelRoutes(store, clock, upstream)
-        app = create_app(store, clock, runner, models, faults, calls, api_key=settings.api_key)
+        app = create_app(store, clock, runner, models, faults, calls, lock=lock, dialect=dialect)
         server = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
         stack.push_async_callback(server.cleanup)
         await server.setup()
@@ -116,7 +121,8 @@ async def serving(settings: Settings) -> AsyncIterator[Service]:
         stack.callback(saving.cancel)
         stack.callback(store.save_clock)
         port = server.addresses[0][1]
-        yield Service(f"http://{settings.host}:{port}/v1", store, clock, runner, faults, calls)
+        base_url = f"http://{settings.host}:{port}{dialect.prefix}"
+        yield Service(base_url, store, clock, runner, faults, calls, lock)
 
 
 async def _save_clock(store: Store, clock: VirtualClock) -> None:

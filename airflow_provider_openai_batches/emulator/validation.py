@@ -41,12 +41,13 @@ class Verdict:
     errors: list[dict[str, Any]]
 
 
-def validate(path: Path, endpoint: str, stopping: threading.Event) -> Verdict:
+def validate(path: Path, endpoint: str, stopping: threading.Event, max_requests: int = MAX_REQUESTS) -> Verdict:
     """Check an input file against https://platform.openai.com/docs/guides/batch#1-prepare-your-batch-file.
 
     :param path: the input file
     :param endpoint: the batch's endpoint, which every line must name
     :param stopping: set by another thread to give up
+    :param max_requests: of a batch
     :raises Stopping: ``stopping`` was set
     """
     checker = _Checker(endpoint)
@@ -58,7 +59,7 @@ def validate(path: Path, endpoint: str, stopping: threading.Event) -> Verdict:
             if stopping.is_set():
                 raise Stopping
             total += 1
-            if total > MAX_REQUESTS:
+            if total > max_requests:
                 break
             parsed = checker.problem_or_body(line)
             if isinstance(parsed, _Problem):
@@ -71,9 +72,9 @@ def validate(path: Path, endpoint: str, stopping: threading.Event) -> Verdict:
                 rejected.append(total - 1)
     if total == 0:
         errors.append(_whole("empty_file", _EMPTY))
-    if total > MAX_REQUESTS:
-        errors = [_whole("too_many_tasks", _TOO_MANY.format("requests", MAX_REQUESTS))]
-    elif inputs > MAX_REQUESTS:
+    if total > max_requests:
+        errors = [_whole("too_many_tasks", _TOO_MANY.format("requests", max_requests))]
+    elif endpoint == "/v1/embeddings" and inputs > MAX_REQUESTS:
         errors.append(_whole("too_many_tasks", _TOO_MANY.format("embedding inputs", MAX_REQUESTS)))
     return Verdict(total, checker.model, tokens, rejected, errors)
 

@@ -42,6 +42,8 @@ class EmulatorConnection:
         :return: its id
         """
         key = self._emulator.api_key or API_KEY
-        usual = {"conn_type": "openai_batches", "host": self._emulator.base_url, "password": key}
+        usual: dict[str, Any] = {"conn_type": "openai_batches", "host": self._emulator.base_url, "password": key}
+        if self._emulator.dialect != "openai":
+            usual["extra"] = {"dialect": self._emulator.dialect.removesuffix("-classic")}
         self._environment.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(usual | fields))
         return conn_id

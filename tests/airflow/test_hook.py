@@ -376,7 +376,10 @@ class TestConnection:
                 {"extra": {"dialect": "azure"}, "host": "https://r.openai.azure.com/openai/deployments/gpt/batches"},
                 "host: the Batch API of Azure is not below a deployment",
             ),
-            ({"extra": {"auth": "entra"}}, "Tokens of Microsoft Entra are for dialect 'azure'"),
+            (
+                {"extra": {"auth": "entra"}},
+                "auth: expected 'bearer' or 'api-key', got 'entra'. Tokens of",
+            ),
             ({"extra": {"openai_client_kwargs": "x"}}, "openai_client_kwargs: expected a JSON object"),
             ({"extra": {"openai_client_kwargs": {"timeout": {"read": 5}}}}, "timeout: expected"),
         ],
