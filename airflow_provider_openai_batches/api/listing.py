@@ -46,10 +46,14 @@ def pages(
         items = _items(page, dialect)
         if not items:
             return
+        if dialect.listing is Listing.MAYBE_PAGES:
+            # If it starts over, what follows the cursor is there all the same.
+            items = items[1 + next((at for at, item in enumerate(items) if item["id"] == after), -1) :]
+            if not items:
+                return
         after = str(items[-1]["id"])
         if after in cursors:
-            level = logging.WARNING if dialect.listing is Listing.PAGES else logging.DEBUG
-            log.log(level, "GET /%s returned the page ending with %s twice; stopping there.", collection, after)
+            log.warning("GET /%s returned the page ending with %s twice; stopping there.", collection, after)
             return
         cursors.add(after)
         yield items[:left]

@@ -51,6 +51,7 @@ class ServiceSession:
         self._session = Session(settings.request_headers())
         self._tokens = TokenSource(settings.entra_scope) if settings.auth == "entra" else None
         self._token = ""
+        self._token_is_good = False
         values = [str(value) for value in (settings.api_key, *settings.headers.values(), *settings.query.values())]
         # What refuses "Bearer KEY" may name the KEY alone.
         values += [value.split()[-1] for value in values if value.strip()]
@@ -116,6 +117,7 @@ class ServiceSession:
             raise self.connection_error(call, error) from None
         if response.status_code >= 400:
             raise self._refused(call, response, within_s=timeout)
+        self._token_is_good = True
         if response.is_redirect and not takes_redirect:
             response.close()
             raise InvalidResponseError(
@@ -261,11 +263,14 @@ class ServiceSession:
                 body += chunk
                 if len(body) >= _ERROR_BODY_BYTES:
                     break
-        if response.status_code == 401 and self._tokens is not None:
-            # It may have been revoked before its time.
-            self._tokens.forget()
         # Some gateways repeat the whole key in their 401.
-        return status_error(call, response.status_code, response.headers, bytes(body), redacted=self._redacted)
+        error = status_error(call, response.status_code, response.headers, bytes(body), redacted=self._redacted)
+        if response.status_code == 401 and self._tokens is not None:
+            # One that worked may have been revoked before its time: the next one will do.
+            error.transient = self._token_is_good
+            self._token_is_good = False
+            self._tokens.forget()
+        return error
 
     def _redacted(self, text: str) -> str:
         """Take out of a text of others what nobody may see, and what would forge a line of a log."""

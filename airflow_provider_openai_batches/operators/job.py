@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, ObjectStoragePath
 
-from airflow_provider_openai_batches.api.errors import NoRowsError, OpenAIBatchesError, WaitTimeoutError
+from airflow_provider_openai_batches.api.errors import (
+    AuthenticationError,
+    NoRowsError,
+    OpenAIBatchesError,
+    WaitTimeoutError,
+)
 from airflow_provider_openai_batches.assets import announce_results
 from airflow_provider_openai_batches.compat import has_ended
 from airflow_provider_openai_batches.jobs.verdict import RowsFailedError, check_max_failed, raise_for_results
@@ -192,12 +197,18 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
         from airflow_provider_openai_batches.jobs.engine import Finished, Stopped, Waiting, advance
 
         self._ti = context["ti"]
-        job = self._job = open_job(self, lambda: self._rows(context), context, resuming=resuming)
+        job = self._job = self._open(context, resuming=resuming)
         while True:
             self._stop_if_killed(job)
             self._stop_if_late(job)
-            with self._counted(job, context), self._skipped_if_empty():
-                outcome = advance(job)
+            try:
+                with self._counted(job, context), self._skipped_if_empty():
+                    outcome = advance(job)
+            except AuthenticationError:
+                if not self._has_new_key(job):
+                    raise
+                job = self._job = self._open(context, resuming=True)
+                continue
             self._manifest = None if isinstance(outcome, Waiting) else outcome.manifest
             if isinstance(outcome, Finished):
                 return self._judged(outcome.manifest, context)
@@ -213,6 +224,14 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
                 # Not something the engine is dealing with: waiting again would be for ever.
                 raise OpenAIBatchesError(f"The batches go on, but they cannot be followed: {trouble}")
             self._wait(outcome)
+
+    def _open(self, context: Context, *, resuming: bool) -> Job:
+        return open_job(self, lambda: self._rows(context), context, resuming=resuming)
+
+    def _has_new_key(self, job: Job) -> bool:
+        """Whether the connection was changed since the job was opened, as when its key is rotated."""
+        self.hook.close()
+        return self.hook.get_conn().settings != job.client.settings
 
     def _judged(self, manifest: dict[str, Any], context: Context) -> dict[str, Any]:
         """Return the manifest if enough rows are good. If not, another attempt would find the same answers."""

@@ -297,7 +297,11 @@ class _Purchases:
         made = list[Batch]()
         by_file = not self._client.settings.dialect.keeps_metadata
         for batch in self._client.batches_since(self._earliest_create()):
-            is_for_input = (batch.input_file_id, batch.endpoint) == tuple(self._input.values())
+            # Azure tells no endpoint.
+            is_for_input = batch.input_file_id == self._input["input_file_id"] and batch.endpoint in (
+                None,
+                self._input["endpoint"],
+            )
             if not self._task.made(batch) and not (by_file and is_for_input and _is_nameless(batch)):
                 continue
             if is_for_input:
