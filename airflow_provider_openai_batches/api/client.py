@@ -267,8 +267,9 @@ class BatchClient:
             body["output_expires_after"] = expiry
         payload = msgspec.json.encode(body)
         purchase = _Purchase(token, body["input_file_id"], time.time())
-        if not dialect.keeps_metadata:
-            # Batches that this file has already are none of this create's.
+        if not dialect.keeps_metadata and self._attempts > 1:
+            # Batches that this file has already are none of this create's. Who tries only once is a job: it has a
+            # file for this batch alone, and no time for another call between its claim and the create.
             purchase = replace(purchase, known=frozenset(each.id for each in self._of_purchase(purchase)))
         lost: OpenAIBatchesError | None = None
 
@@ -461,9 +462,14 @@ class _Purchase:
     known: frozenset[str] = frozenset()
 
     def is_for(self, batch: Batch) -> bool:
-        """Whether a batch that lost its metadata is of this purchase."""
+        """Whether a batch that lost its metadata is of this purchase.
+
+        One that failed may be of an earlier try with the same file. Taken for this one, it would hide what this one
+        bought, whereas a failed one of this purchase has bought nothing.
+        """
         return (
             self.input_file_id is not None
+            and batch.status != BatchStatus.FAILED
             and batch.input_file_id == self.input_file_id
             and batch.id not in self.known
             and (batch.created_at is None or batch.created_at >= self.since - _CLOCK_SKEW_S)

@@ -40,6 +40,10 @@ _SHORTEST_SECRET = 6
 """Shorter values (``1``, ``none``) hide nothing, and redacting them would make messages unreadable."""
 
 
+_PUBLIC_QUERY = ("api-version", "provider")
+"""No secrets: hiding "2024-10-21" or "openai" wherever they occur would make messages unreadable, too."""
+
+
 class ServiceSession:
     """Sends one request and turns whatever goes wrong into this package's errors.
 
@@ -52,7 +56,8 @@ class ServiceSession:
         self._tokens = TokenSource(settings.entra_scope) if settings.auth == "entra" else None
         self._token = ""
         self._token_is_good = False
-        values = [str(value) for value in (settings.api_key, *settings.headers.values(), *settings.query.values())]
+        query = [value for name, value in settings.query.items() if name not in _PUBLIC_QUERY]
+        values = [str(value) for value in (settings.api_key, *settings.headers.values(), *query)]
         # What refuses "Bearer KEY" may name the KEY alone.
         values += [value.split()[-1] for value in values if value.strip()]
         secrets = {value for value in values if len(value) >= _SHORTEST_SECRET}
@@ -136,7 +141,7 @@ class ServiceSession:
         :raises APIConnectionError: no complete answer
         :raises InvalidResponseError: it is no place to put a file at, or less protected than the service itself
         """
-        parts, call = urlsplit(url), "PUT /{upload}"
+        parts, call = urlsplit(url), "PUT /files/{id} at the service's storage"
         usable = ("https",) if self.settings.base_url.startswith("https:") else ("https", "http")
         if parts.scheme not in usable or not parts.hostname:
             raise InvalidResponseError(
@@ -158,9 +163,11 @@ class ServiceSession:
             raise APIConnectionError(
                 f"{call} to {self._redacted(parts.netloc)} got no complete answer: {type(error).__name__}."
             ) from None
-        if response.status_code >= 400:
-            raise self._refused(call, response, within_s=timeout)
         response.close()
+        if response.status_code >= 400:
+            # Without the body: storage likes to repeat what it was signed with.
+            reason = b"it does not take the file"
+            raise status_error(call, response.status_code, response.headers, reason, redacted=self._redacted)
 
     def json(
         self, method: str, *path: str, transfer: bool = False, list_as: str | None = None, **options: Any

@@ -26,8 +26,6 @@ from tests.airflow.conftest import Attempts, Store, request_lines
 from tests.conftest import API_KEY
 from tests.dialects.conftest import CHAT, SERVICES, NewEmulator, new_batch
 
-pytest.importorskip("azure.identity", reason="needs the extra azure")
-
 pytestmark = [pytest.mark.airflow, pytest.mark.usefixtures("no_pauses")]
 
 OTHER_KEY = "sk-emulator-abcdefghij9876543210"

@@ -16,6 +16,7 @@ from airflow.providers.standard.triggers.temporal import DateTimeTrigger
 from airflow_provider_openai_batches.api.client import BatchClient
 from airflow_provider_openai_batches.api.dialects import DIALECTS
 from airflow_provider_openai_batches.api.errors import (
+    APIConnectionError,
     BadRequestError,
     FileNotReadyError,
     InvalidInputError,
@@ -27,7 +28,7 @@ from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.emulator.dialects import DIALECTS as SPOKEN
 from airflow_provider_openai_batches.hooks.openai_batches import OpenAIBatchesHook
 from airflow_provider_openai_batches.operators.openai_batches import OpenAIBatchOperator
-from airflow_provider_openai_batches.operators.opening import _settings
+from airflow_provider_openai_batches.operators.opening import open_job
 from airflow_provider_openai_batches.testing import faults
 from airflow_provider_openai_batches.testing.connection import EmulatorConnection
 from airflow_provider_openai_batches.triggers.openai_batches import OpenAIBatchTrigger
@@ -202,6 +203,20 @@ def test_togethers_upload_is_tried_again(emulator: Emulator) -> None:
     assert [file["id"] for file in emulator.files()] == [file_id]
 
 
+@service("together", "dashscope")
+def test_a_failed_batch_of_the_same_file_is_not_taken_for_the_one_whose_answer_was_lost(emulator: Emulator) -> None:
+    emulator.add_fault(faults.queue_full())
+    with connected(emulator) as client:
+        file_id = uploaded(client)
+        failed = client.create_batch(file_id, CHAT)
+        assert client.retrieve_batch(failed.id).status == "failed"
+        emulator.add_fault(faults.lost_call(on=faults.CREATE))
+        creator = BatchClient(client.settings, attempts=1, sleep=lambda _: None)
+        with creator, pytest.raises(APIConnectionError) as lost:
+            creator.create_batch(file_id, CHAT)
+        assert lost.value.maybe_applied
+
+
 @service("groq", "together", "dashscope")
 def test_an_expiry_that_a_service_does_not_have_is_refused(emulator: Emulator) -> None:
     with connected(emulator) as client:
@@ -244,7 +259,8 @@ def test_dashscope_is_sent_its_own_metadata_alone(emulator: Emulator) -> None:
 @service("groq", "together", "dashscope", "doubleword")
 def test_a_job_keeps_to_the_bytes_a_service_takes(emulator: Emulator, tmp_path: Path) -> None:
     operator = OpenAIBatchOperator(task_id="t", requests=["a"], output_path=str(tmp_path), model="m")
-    assert _settings(operator).limits.max_bytes == 100_000_000
+    job = open_job(operator, lambda: ["a"], Attempts(store=Store()).next(), resuming=False)
+    assert job.settings.limits.max_bytes == 100_000_000
 
 
 @service("groq", "together", "dashscope", "doubleword", "litellm")
