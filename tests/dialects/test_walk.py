@@ -139,6 +139,16 @@ def test_a_lost_create_answer_buys_one_batch_for_a_job(
     assert emulator.bought() == {"row-0": 1, "row-1": 1, "row-2": 1, "row-3": 1}
 
 
+def test_a_lost_create_answer_and_a_list_that_fails_buy_one_batch_for_a_job(
+    run_dag: RunDag, tmp_path: Path, emulator: Emulator, short_waits: None
+) -> None:
+    emulator.add_fault(faults.lost_create_response())
+    emulator.add_fault(faults.server_error(503, on=faults.LIST))
+    job(tmp_path, run_dag, f"unseen_{emulator.dialect.replace('-', '_')}")
+    assert len(emulator.batches()) == 1
+    assert emulator.bought() == {"row-0": 1, "row-1": 1, "row-2": 1, "row-3": 1}
+
+
 def test_a_lost_create_answer_buys_one_batch_for_the_hook(hook: OpenAIBatchesHook, emulator: Emulator) -> None:
     emulator.seconds_per_look = 0
     file_id = hook.upload_file(request_lines(1)).id
