@@ -110,7 +110,8 @@ def _parser() -> argparse.ArgumentParser:
         "--dialect",
         choices=tuple(DIALECTS),
         default="openai",
-        help="which service it stands in for; its paths begin as there (default: %(default)s)",
+        metavar="SERVICE",
+        help=f"which service it stands in for: {', '.join(DIALECTS)} (default: %(default)s)",
     )
     add("--api-key", metavar="KEY", help="the key every call must bring (default: any, or none)")
     add(
