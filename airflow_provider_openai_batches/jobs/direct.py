@@ -238,6 +238,7 @@ def _landed(job: Job, shard: Shard, current: Round, counts: Counter[str], status
     folder = sending_folder(shard)
     current.has_output, current.has_errors = bool(counts["output"]), bool(counts["errors"])
     current.status, current.landed, current.troubles, current.not_before = status, True, 0, 0.0
+    current.landed_at = job.now()
     job.save()
     job.directory.delete_folder(folder)
     log.info("Shard %d, round %d, sent without a batch: %d answers and %d errors.", shard.index, current.number,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -22,18 +23,20 @@ _COPIES_AT_ONCE = ("s3", "s3a", "gs", "gcs")
 """Stores where a copy is done when the call returns. In others it may only be scheduled by then."""
 
 
-def open_directory(location: str | Path | ObjectStoragePath) -> JobDirectory:
+def open_directory(location: str | Path | ObjectStoragePath, *, drafts: str = _DRAFTS) -> JobDirectory:
     """Return the directory at a path or URI. It need not exist.
 
     :param location: local path, URI such as ``s3://conn@bucket/key``, or ObjectStoragePath
+    :param drafts: folder in it for files in the making
     """
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
     # In Airflow 3.1 an ObjectStoragePath is a Path, too, wherever it leads.
     if not isinstance(location, (str, ObjectStoragePath)):
-        return _LocalDirectory(location)
+        return _LocalDirectory(location, drafts)
     path = ObjectStoragePath(location) if isinstance(location, str) else location
-    return _LocalDirectory(Path(path.path)) if path.protocol in ("", "file", "local") else _RemoteDirectory(path)
+    is_local = path.protocol in ("", "file", "local")
+    return _LocalDirectory(Path(path.path), drafts) if is_local else _RemoteDirectory(path, drafts)
 
 
 class JobDirectory(ABC):
@@ -93,18 +96,22 @@ class JobDirectory(ABC):
         """Give a local directory for files in the making; it is gone when the context closes."""
 
     @abstractmethod
-    def clean(self) -> None:
-        """Remove the files in the making of processes that died. Those that live and publish get FileNotFoundError."""
+    def clean(self, older_than_s: float = 0.0) -> None:
+        """Remove the files in the making of processes that died. Those that live and publish get FileNotFoundError.
+
+        :param older_than_s: leave those alone that are younger
+        """
 
 
 class _LocalDirectory(JobDirectory):
     """A job's directory on a file system that all workers share.
 
     :param root: the directory
+    :param drafts: folder in it for files in the making
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, drafts: str = _DRAFTS) -> None:
+        self.root, self._drafts = root, drafts
 
     def __str__(self) -> str:
         return str(self.root)
@@ -182,8 +189,16 @@ class _LocalDirectory(JobDirectory):
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
-    def clean(self) -> None:
-        shutil.rmtree(self.root / _DRAFTS, ignore_errors=True)
+    def clean(self, older_than_s: float = 0.0) -> None:
+        drafts = self.root / self._drafts
+        if not older_than_s:
+            shutil.rmtree(drafts, ignore_errors=True)
+            return
+        # Not behind a link, which rmtree does not follow either.
+        for draft in () if drafts.is_symlink() else drafts.glob("*"):
+            with suppress(OSError):
+                if draft.lstat().st_mtime < time.time() - older_than_s:
+                    draft.unlink()
 
     def _create(self, name: str, content: bytes) -> bool:
         try:
@@ -196,7 +211,7 @@ class _LocalDirectory(JobDirectory):
         return True
 
     def _new_draft(self) -> Path:
-        drafts = self.root / _DRAFTS
+        drafts = self.root / self._drafts
         drafts.mkdir(parents=True, exist_ok=True)
         return drafts / uuid.uuid4().hex
 
@@ -214,10 +229,11 @@ class _RemoteDirectory(JobDirectory):
     """A job's directory on object storage, where an object appears when its upload is complete.
 
     :param root: the directory
+    :param drafts: folder in it for files in the making
     """
 
-    def __init__(self, root: ObjectStoragePath) -> None:
-        self.root = root
+    def __init__(self, root: ObjectStoragePath, drafts: str = _DRAFTS) -> None:
+        self.root, self._drafts = root, drafts
 
     def __str__(self) -> str:
         return str(self.root)
@@ -255,7 +271,7 @@ class _RemoteDirectory(JobDirectory):
                 check()
             path.fs.put_file(str(local), path.path)
         else:
-            draft = f"{_DRAFTS}/{uuid.uuid4().hex}"
+            draft = f"{self._drafts}/{uuid.uuid4().hex}"
             source = (self.root / draft).path
             path.fs.put_file(str(local), source)
             try:
@@ -304,9 +320,10 @@ class _RemoteDirectory(JobDirectory):
         with TemporaryDirectory(prefix="openai-batches-") as directory:
             yield Path(directory)
 
-    def clean(self) -> None:
-        # Others are in the temporary directory of the machine that died.
-        self.delete_folder(_DRAFTS)
+    def clean(self, older_than_s: float = 0.0) -> None:
+        # Others are in the temporary directory of the machine that died. Of a publish with a check, no age is known.
+        if not older_than_s:
+            self.delete_folder(self._drafts)
 
     def _forget(self, path: ObjectStoragePath) -> None:
         # Another worker may have changed what fsspec has listed before.

@@ -14,11 +14,13 @@ import msgspec
 from airflow_provider_openai_batches.api.errors import OpenAIBatchesError
 from airflow_provider_openai_batches.api.models import Usage
 from airflow_provider_openai_batches.jobs.classify import Retry, RowFailure, RowStatus
+from airflow_provider_openai_batches.jobs.duplicates import duplicates_file, with_duplicates
 from airflow_provider_openai_batches.jobs.kept import kept_file, kept_rows
-from airflow_provider_openai_batches.jobs.ledger import Shard, check_owns
-from airflow_provider_openai_batches.jobs.parts import output_column, write_parts
+from airflow_provider_openai_batches.jobs.ledger import Ledger, Shard, check_owns
+from airflow_provider_openai_batches.jobs.parts import in_order, output_column, write_parts
 from airflow_provider_openai_batches.jobs.pricing import NORMAL_RATE, Price, cost, usd_text
 from airflow_provider_openai_batches.jobs.results import ResultRow, ShardReport, ShardReview
+from airflow_provider_openai_batches.jobs.reuse import new_answers
 from airflow_provider_openai_batches.jobs.rounds import RoundFiles
 
 if TYPE_CHECKING:
@@ -64,12 +66,15 @@ def open_shard(job: Job, shard: Shard) -> Iterator[ShardReview]:
 class _Totals:
     """What the shards add up to."""
 
-    def __init__(self, kept: int) -> None:
-        self.by_status: Counter[str] = Counter({"succeeded": kept} if kept else {})
+    def __init__(self, ledger: Ledger) -> None:
+        answered = ledger.answered_rows
+        self.by_status: Counter[str] = Counter({"succeeded": answered} if answered else {})
         self.by_error: Counter[str] = Counter()
         self.usage: dict[str, Usage] = {}
         self.direct_usage: dict[str, Usage] = {}
         self.direct_requests = 0
+        self.reused = dict(ledger.reused_usage)
+        """Tokens of answers that were not bought again."""
 
     def add(self, model: str, report: ShardReport) -> None:
         self.by_status.update(report.by_status)
@@ -87,6 +92,13 @@ class _Totals:
             return None, None if direct is None else direct * NORMAL_RATE
         return at_batch_rate + direct * (NORMAL_RATE - 1), direct * NORMAL_RATE
 
+    def add_duplicate(self, model: str, row: ResultRow, original: ResultRow) -> None:
+        self.by_status[row.status.value] += 1
+        if row.error is not None:
+            self.by_error[row.error.code] += 1
+        if original.usage is not None:
+            self.reused[model] = self.reused.get(model, Usage()) + original.usage
+
 
 def finish(job: Job) -> dict[str, Any]:
     """Write the result files and return the manifest. Can be called again, with the same outcome.
@@ -94,7 +106,7 @@ def finish(job: Job) -> dict[str, Any]:
     A job that was stopped has rows that never ran; they get a result row that says so.
     """
     ledger, settings = job.ledger, job.settings
-    totals = _Totals(ledger.kept_rows)
+    totals = _Totals(ledger)
     results: list[str] = []
     with _sole_publisher(job) as check, ExitStack() as stack:
         staging = stack.enter_context(job.directory.staging())
@@ -102,15 +114,24 @@ def finish(job: Job) -> dict[str, Any]:
             _model_rows(job, [shard for shard in ledger.shards if shard.model == model], totals)
             for model in dict.fromkeys(shard.model for shard in ledger.shards)
         ]
-        if ledger.kept_rows:
+        caching = stack.enter_context(new_answers(job))
+        if caching is not None:
+            chains = [caching.gathered(rows) for rows in chains]
+        if ledger.answered_rows:
             local = stack.enter_context(job.directory.local(kept_file(ledger.plan)))
             chains.append(kept_rows(local))
+        rows = in_order(chains)
+        if ledger.duplicate_rows:
+            local = stack.enter_context(job.directory.local(duplicates_file(ledger.plan)))
+            rows = with_duplicates(rows, local, totals.add_duplicate)
         column = output_column(ledger.endpoint, structured=settings.rules.parse_output is not None)
-        for part in write_parts(chains, staging, format=settings.output_format, column=column):
+        for part in write_parts([rows], staging, format=settings.output_format, column=column):
             name = f"results/{part.path.name}"
             job.directory.publish(part.path, name, check)
             results.append(job.directory.path(name))
         _drop_stale_parts(job, len(results), check)
+        if caching is not None:
+            caching.publish()
     written = sum(totals.by_status.values())
     if written != ledger.rows:
         raise OpenAIBatchesError(
@@ -121,7 +142,7 @@ def finish(job: Job) -> dict[str, Any]:
 
 def spent(job: Job) -> float | None:
     """Return what the rounds that have landed cost, in USD; None if a price is unknown. Reads all their files."""
-    totals = _Totals(0)
+    totals = _Totals(job.ledger)
     for shard in job.ledger.shards:
         with open_shard(job, shard) as review:
             totals.add(shard.model, review.report)
@@ -131,13 +152,14 @@ def spent(job: Job) -> float | None:
 
 def estimate(job: Job) -> dict[str, Any]:
     """Return the manifest of a dry run. Results of an earlier run stay where they are."""
-    totals = _Totals(job.ledger.kept_rows)
-    if left := job.ledger.rows - job.ledger.kept_rows:
+    totals = _Totals(job.ledger)
+    if left := job.ledger.rows - job.ledger.answered_rows:
         totals.by_status[RowStatus.MISSING.value] = totals.by_error["not_submitted"] = left
     manifest = _manifest(job, totals, [])
     usd = manifest["estimated_cost"]
     price = "at a cost that is not known without prices" if usd is None else f"for about {usd_text(usd)} USD"
-    log.info(f"A dry run: nothing was sent. {left:,} of {job.ledger.rows:,} rows would be bought {price}.")
+    to_buy = left - job.ledger.duplicate_rows
+    log.info(f"A dry run: nothing was sent. {to_buy:,} of {job.ledger.rows:,} rows would be bought {price}.")
     return manifest
 
 
@@ -198,6 +220,7 @@ def _manifest(job: Job, totals: _Totals, results: list[str]) -> dict[str, Any]:
     succeeded = totals.by_status["succeeded"]
     used, used_directly = (sum(each.values(), start=Usage()) for each in (totals.usage, totals.direct_usage))
     price, direct_price = totals.costs(job.settings.prices)
+    reused = _reused(job, totals)
     return {
         "job_id": ledger.job_id,
         "output_path": str(job.directory),
@@ -206,6 +229,7 @@ def _manifest(job: Job, totals: _Totals, results: list[str]) -> dict[str, Any]:
         "succeeded": succeeded,
         "failed": ledger.rows - succeeded,
         "kept": ledger.kept_rows,
+        "reused": reused,
         "by_status": dict(totals.by_status),
         "by_error": _shortened(totals.by_error),
         "batch_ids": [landed.batch_id for shard in ledger.shards for landed in shard.rounds if landed.batch_id],
@@ -221,4 +245,25 @@ def _manifest(job: Job, totals: _Totals, results: list[str]) -> dict[str, Any]:
         "estimated_cost": ledger.estimated_cost,
         "started_at": ledger.created_at,
         "finished_at": job.now(),
+    }
+
+
+def _reused(job: Job, totals: _Totals) -> dict[str, Any]:
+    """Return what did not have to be bought, and say it."""
+    ledger, prices = job.ledger, job.settings.prices
+    tokens = sum(totals.reused.values(), start=Usage())
+    saved = cost(totals.reused, prices) if prices else None
+    kept, cached, duplicates = ledger.kept_rows, ledger.cached_rows, ledger.duplicate_rows
+    if kept or cached or duplicates:
+        worth = "" if saved is None else f", worth {usd_text(saved)} USD"
+        log.info(
+            f"Not bought again: {kept:,} rows kept from the run before, {cached:,} from the answer cache, "
+            f"{duplicates:,} duplicates; {tokens.total_tokens:,} tokens{worth}."
+        )
+    return {
+        "kept": kept,
+        "cache": cached,
+        "duplicates": duplicates,
+        "usage": msgspec.to_builtins(tokens),
+        "cost": saved,
     }

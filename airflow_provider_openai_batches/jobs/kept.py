@@ -33,7 +33,7 @@ def keys_file(plan: str) -> str:
 
 
 def kept_file(plan: str) -> str:
-    """Name the file with the result rows that a plan took over, in input order."""
+    """Name the file with the result rows that a plan took over from elsewhere, in input order."""
     return f"_job/plan-{plan}.kept.jsonl"
 
 
@@ -49,7 +49,7 @@ class EarlierAnswers:
     def __init__(self, index: sqlite3.Connection | None) -> None:
         self._index = index
 
-    def find(self, request: Request) -> bytes | None:
+    def find(self, request: Request) -> ResultRow | None:
         """Return the result row of the same request, at its new place in the input; None if there is none.
 
         :param request: the row as it is now
@@ -59,9 +59,9 @@ class EarlierAnswers:
         found = self._index.execute("SELECT row FROM answers WHERE key = ?", (row_key(request),)).fetchone()
         if found is None:
             return None
-        row = msgspec.json.decode(found[0])
-        context = None if request.context is None else msgspec.Raw(request.context)
-        return msgspec.json.encode(row | {"index": request.index, "context": context})
+        row = _row_decoder.decode(found[0])
+        row.index, row.context = request.index, request.raw_context
+        return row
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def earlier_answers(directory: JobDirectory, plan: str, results: list[str]) -> I
 
 
 def kept_rows(path: Path) -> Iterator[ResultRow]:
-    """Iterate over the result rows that a generation took over.
+    """Iterate over the result rows that a plan took over.
 
     :param path: local copy of :func:`kept_file`
     """

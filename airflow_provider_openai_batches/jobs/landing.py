@@ -74,7 +74,7 @@ def land(job: Job, shard: Shard) -> None:
     current.has_output, current.has_errors = "output" in fetched, "errors" in fetched
     current.output_file_id, current.error_file_id = batch.output_file_id, batch.error_file_id
     current.status = batch.status
-    current.landed = True
+    current.landed, current.landed_at = True, job.now()
     current.troubles = 0
     job.save()
     job.landed(batch, shard.model)

@@ -27,7 +27,7 @@ from typing import Any
 import msgspec
 
 from airflow_provider_openai_batches.api.errors import OpenAIBatchesError
-from airflow_provider_openai_batches.api.models import TERMINAL_STATUSES
+from airflow_provider_openai_batches.api.models import TERMINAL_STATUSES, Usage
 from airflow_provider_openai_batches.jobs.directory import JobDirectory
 
 log = logging.getLogger(__name__)
@@ -83,6 +83,9 @@ class Round(msgspec.Struct):
     has_output: bool = False
     has_errors: bool = False
     landed: bool = False
+    # Unix time at which the answers came, and whether the answer cache has them.
+    landed_at: float = 0.0
+    cached: bool = False
 
     @property
     def is_sending(self) -> bool:
@@ -174,7 +177,12 @@ class Ledger(msgspec.Struct):
     # Names the plan's files, so that a zombie that is still planning cannot replace them.
     plan: str = ""
     rows: int = 0
+    # Rows that are not sent: answered by the generation before or by the answer cache, or the same as an earlier row.
     kept_rows: int = 0
+    cached_rows: int = 0
+    duplicate_rows: int = 0
+    # Tokens in the answers of the first two kinds, by the rows' model.
+    reused_usage: dict[str, Usage] = {}
     shards: list[Shard] = []
     # Numbers of shards are never used again, so that a search for a shard's batch cannot find another's.
     next_shard: int = 0
@@ -203,6 +211,11 @@ class Ledger(msgspec.Struct):
     def is_held(self) -> bool:
         """Whether another task has to keep off: there is a plan, and perhaps batches. Before that it is free."""
         return self.planned or self.generation > 1
+
+    @property
+    def answered_rows(self) -> int:
+        """Rows whose answer was there when the plan was made."""
+        return self.kept_rows + self.cached_rows
 
     @property
     def active_rounds(self) -> list[Round]:

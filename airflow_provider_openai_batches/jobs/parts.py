@@ -67,6 +67,11 @@ def output_column(endpoint: str, *, structured: bool) -> OutputColumn:
     return OutputColumn.TEXT
 
 
+def in_order(chains: Sequence[Iterable[ResultRow]]) -> Iterator[ResultRow]:
+    """Iterate over rows of several chains, each of which is in input order, in input order."""
+    return iter(chains[0]) if len(chains) == 1 else heapq.merge(*chains, key=attrgetter("index"))
+
+
 def write_parts(
     chains: Sequence[Iterable[ResultRow]],
     directory: Path,
@@ -83,7 +88,7 @@ def write_parts(
     :param column: what a Parquet file's outputs are
     :param rows_per_part: most rows of one file
     """
-    rows = iter(chains[0]) if len(chains) == 1 else heapq.merge(*chains, key=attrgetter("index"))
+    rows = in_order(chains)
     write = _write_jsonl if format == "jsonl" else _write_parquet
     for number, first in enumerate(rows):
         path = directory / f"part-{number:05d}.{format}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 import msgspec
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError, NoRowsError
-from airflow_provider_openai_batches.api.models import Usage
-from airflow_provider_openai_batches.jobs.kept import EarlierAnswers, earlier_answers, kept_file, keys_file, row_key
+from airflow_provider_openai_batches.jobs.answer_cache import AnswerCache
+from airflow_provider_openai_batches.jobs.kept import keys_file
 from airflow_provider_openai_batches.jobs.ledger import LedgerError, Round, Shard
-from airflow_provider_openai_batches.jobs.pricing import Price, cost, most_output_tokens, usd_text
-from airflow_provider_openai_batches.jobs.requests import Request, RequestTemplate
+from airflow_provider_openai_batches.jobs.pricing import Price, cost, usd_text
+from airflow_provider_openai_batches.jobs.requests import RequestTemplate
 from airflow_provider_openai_batches.jobs.results import Rules
+from airflow_provider_openai_batches.jobs.reuse import plan_files, publish_plan, sorter
 from airflow_provider_openai_batches.jobs.shards import ShardFiles, ShardLimits, write_shards
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class JobSettings:
     :param max_cost: the job is refused before anything is sent if its estimate is above this, in USD
     :param dry_run: plan and estimate, and send nothing
     :param output_format: of the result files
+    :param deduplicate: buy rows that ask the same once
+    :param answer_cache: answers of all jobs, this one's included; rows that ask the same are bought once then
     :param delete_remote_files: delete the service's copies of all files when the job is finished
     :param file_expires_after: seconds until the service deletes the input files; default: 30 days
     :param finish_synchronously_below: so many rows or fewer are not worth another batch, see :mod:`~.direct`; 0: never
@@ -56,42 +59,19 @@ class JobSettings:
     max_cost: float | None = None
     dry_run: bool = False
     output_format: Literal["jsonl", "parquet"] = "jsonl"
+    deduplicate: bool = False
+    answer_cache: AnswerCache | None = None
     delete_remote_files: bool = False
     file_expires_after: int | None = None
     finish_synchronously_below: int = 0
     cancel_when_late: bool = True
 
 
-class _Sorter:
-    """Passes on the requests that have to be sent, and writes down what each row is and what is answered already."""
-
-    def __init__(self, earlier: EarlierAnswers, keys: BinaryIO, kept: BinaryIO, *, priced: bool) -> None:
-        self.rows = self.kept = 0
-        self.usage: dict[str, Usage] = {}
-        """What the requests to send will use at most, by model, as far as that can be told; if anybody asks."""
-        self._priced = priced
-        self._earlier, self._keys_file, self._kept_file = earlier, keys, kept
-
-    def to_send(self, requests: Iterator[Request]) -> Iterator[Request]:
-        for request in requests:
-            self.rows += 1
-            self._keys_file.write(row_key(request))
-            answer = self._earlier.find(request)
-            if answer is None:
-                if self._priced:
-                    usage = Usage(input_tokens=request.tokens, output_tokens=most_output_tokens(request.line))
-                    self.usage[request.model] = self.usage.get(request.model, Usage()) + usage
-                yield request
-            else:
-                self.kept += 1
-                self._kept_file.write(answer + b"\n")
-
-
 def make_plan(job: Job) -> None:
     """Read the source into shards and write them into the ledger, all or nothing.
 
     Rows that the generation before has answered, with the same custom_id and the same request, keep their answers and
-    are not sent.
+    are not sent; nor are those that the answer cache knows, or that ask what an earlier row asks (see :mod:`~.reuse`).
 
     :raises InvalidInputError: a row cannot be sent, there is no row, or the estimate is above ``max_cost``
     :raises LedgerError: answers of the generation before are not where they should be
@@ -102,24 +82,18 @@ def make_plan(job: Job) -> None:
         replaced.plans.append(ledger.earlier_plan)
     plan = uuid.uuid4().hex
     results = _earlier_results(job)
-    with ExitStack() as stack:
-        staging = stack.enter_context(job.directory.staging())
-        earlier = stack.enter_context(earlier_answers(job.directory, ledger.earlier_plan, results))
-        keys = stack.enter_context((staging / "keys").open("wb"))
-        kept = stack.enter_context((staging / "kept").open("wb"))
-        sorter = _Sorter(earlier, keys, kept, priced=bool(job.settings.prices))
-        written = write_shards(sorter.to_send(job.read_requests()), job.settings.limits, staging)
-        shards = [_publish(job, files, replaced) for files in written]
-        keys.close()
-        kept.close()
-        if not sorter.rows:
+    with job.directory.staging() as staging:
+        with sorter(job, staging, ledger.earlier_plan, results) as rows:
+            written = write_shards(rows.to_send(job.read_requests()), job.settings.limits, staging)
+            shards = [_publish(job, files, replaced) for files in written]
+        if not rows.rows:
             raise NoRowsError
         # What is answered already costs nothing, whatever the prices.
-        ledger.estimated_cost = cost(sorter.usage, job.settings.prices) if job.settings.prices or not shards else None
+        ledger.estimated_cost = cost(rows.usage, job.settings.prices) if job.settings.prices or not shards else None
         _check_cost(ledger.estimated_cost, job.settings)
-        job.directory.publish(staging / "keys", keys_file(plan))
-        job.directory.publish(staging / "kept", kept_file(plan))
-    ledger.rows, ledger.kept_rows = sorter.rows, sorter.kept
+        publish_plan(job, rows, staging, plan)
+    ledger.rows, ledger.kept_rows, ledger.cached_rows = rows.rows, rows.kept, rows.cached
+    ledger.duplicate_rows, ledger.reused_usage = rows.duplicates, rows.reused
     ledger.shards, ledger.plan = shards, plan
     # A dry run is no plan: the next attempt reads the source again.
     ledger.planned = not job.settings.dry_run
@@ -128,9 +102,11 @@ def make_plan(job: Job) -> None:
     job.save()
     replaced.delete(job)
     size, tokens = (sum(getattr(shard.round, name) for shard in shards) for name in ("bytes", "tokens"))
+    cached = f", {ledger.cached_rows:,} by the answer cache" if ledger.cached_rows else ""
+    asked = f", {ledger.duplicate_rows:,} ask what an earlier row asks" if ledger.duplicate_rows else ""
     log.info(
-        f"Planned {ledger.rows:,} rows: {ledger.kept_rows:,} are answered already, the rest goes into {len(shards):,} "
-        f"shards of {size:,} bytes and about {tokens:,} prompt tokens."
+        f"Planned {ledger.rows:,} rows: {ledger.kept_rows:,} are answered already{cached}{asked}, the rest goes into "
+        f"{len(shards):,} shards of {size:,} bytes and about {tokens:,} prompt tokens."
     )
 
 
@@ -164,8 +140,8 @@ class _Leftovers:
         for folder in self.folders:
             job.directory.delete_folder(folder)
         for plan in filter(None, self.plans):
-            job.directory.delete(keys_file(plan))
-            job.directory.delete(kept_file(plan))
+            for name in plan_files(plan):
+                job.directory.delete(name)
 
 
 def _earlier_results(job: Job) -> list[str]:

@@ -119,6 +119,11 @@ class Request(msgspec.Struct, frozen=True):
     inputs: int
     """What counts toward the 50,000 inputs of an embeddings batch; 1 for other endpoints."""
 
+    @property
+    def raw_context(self) -> msgspec.Raw | None:
+        """The user's columns as they go into a result row."""
+        return None if self.context is None else msgspec.Raw(self.context)
+
 
 def read_requests(source: Source, template: RequestTemplate) -> Iterator[Request]:
     """Turn a source's rows into requests: lazily, in one pass, holding nothing.

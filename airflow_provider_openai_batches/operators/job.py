@@ -76,6 +76,10 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
         the next attempt goes on with them); while it is deferred, this needs Airflow 3.3
     :param deferrable: wait in the triggerer
     :param replan: when a cleared task reads its rows again: ``when_finished``, ``always`` or ``never``
+    :param deduplicate: buy rows that ask the same once: the first is sent, and what comes of it is the result of all
+    :param answer_cache: directory or URI (templated) where answers are kept by what was asked, as clear text, for any
+        number of jobs and DAGs: what is there is not bought, and what is bought is put there. Implies ``deduplicate``
+    :param answer_cache_expires_after: seconds after which an answer there is not used; None for never. Default: 30 days
     :param delete_remote_files: delete the service's copies of all files at the end
     :param max_cost: refuse a job whose estimate is above this many USD, before anything is sent; needs ``prices``
         unless every row is answered already. The estimate has the prompts, and answers at each request's token cap
@@ -91,7 +95,7 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
     :param conn_id: Airflow connection (templated)
     """
 
-    template_fields: Sequence[str] = ("requests", "output_path", "model", "endpoint", "conn_id")
+    template_fields: Sequence[str] = ("requests", "output_path", "model", "endpoint", "answer_cache", "conn_id")
     operator_extra_links = (OpenAIBatchLink(), OpenAIBatchesPageLink(), OpenAIBatchResultsLink())
 
     def __init__(
@@ -115,6 +119,9 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
         cancel_on_kill: bool = True,
         deferrable: bool = True,
         replan: Literal["when_finished", "always", "never"] = "when_finished",
+        deduplicate: bool = False,
+        answer_cache: str | ObjectStoragePath | None = None,
+        answer_cache_expires_after: float | timedelta | None = 30 * 86_400,
         delete_remote_files: bool = False,
         max_cost: float | None = None,
         prices: Mapping[str, Mapping[str, float]] | None = None,
@@ -140,11 +147,16 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
         self.max_attempts = parameters.count(max_attempts, "max_attempts")
         self.max_failed = check_max_failed(max_failed)
         self.poll_interval = parameters.seconds(poll_interval, "poll_interval")
-        self.timeout = None if timeout is None else parameters.seconds(timeout, "timeout")
+        self.timeout = parameters.seconds_or_never(timeout, "timeout")
         self.on_timeout = parameters.one_of(on_timeout, "on_timeout", "cancel", "keep")
         self.cancel_on_kill = parameters.flag(cancel_on_kill, "cancel_on_kill")
         self.deferrable = parameters.flag(deferrable, "deferrable")
         self.replan = parameters.one_of(replan, "replan", "when_finished", "always", "never")
+        self.deduplicate = parameters.flag(deduplicate, "deduplicate")
+        self.answer_cache = answer_cache
+        self.answer_cache_expires_after = parameters.seconds_or_never(
+            answer_cache_expires_after, "answer_cache_expires_after"
+        )
         self.delete_remote_files = parameters.flag(delete_remote_files, "delete_remote_files")
         self.max_cost = None if max_cost is None else parameters.usd(max_cost, "max_cost")
         self.prices = prices

@@ -77,9 +77,7 @@ def open_job(operator: OpenAIBatchOperator, rows: Callable[[], Any], context: Co
     from airflow_provider_openai_batches.jobs.requests import read_requests
 
     ti, store = context["ti"], task_state_store(context)
-    if str(operator.output_path).strip() in ("", "None"):
-        raise InvalidInputError("output_path", f"expected a directory or its URI, got {operator.output_path!r}.")
-    directory = open_directory(operator.output_path)
+    directory = open_directory(_location(operator.output_path, "output_path"))
     settings = _settings(operator)
     ledger = open_ledger(
         directory,
@@ -106,7 +104,15 @@ def open_job(operator: OpenAIBatchOperator, rows: Callable[[], Any], context: Co
     )
 
 
+def _location(value: str | ObjectStoragePath, param: str) -> str | ObjectStoragePath:
+    """Return a place, unless its template has rendered to nothing."""
+    if str(value).strip() in ("", "None"):
+        raise InvalidInputError(param, f"expected a directory or its URI, got {value!r}.")
+    return value
+
+
 def _settings(operator: OpenAIBatchOperator) -> JobSettings:
+    from airflow_provider_openai_batches.jobs.answer_cache import AnswerCache
     from airflow_provider_openai_batches.jobs.classify import RetryLimits
     from airflow_provider_openai_batches.jobs.plan import JobSettings
     from airflow_provider_openai_batches.jobs.pricing import parse_prices
@@ -127,6 +133,10 @@ def _settings(operator: OpenAIBatchOperator) -> JobSettings:
             f"{dialect.service} takes at most {dialect.max_requests:,} requests in a batch, not "
             f"{operator.max_requests_per_batch:,}.",
         )
+    cache = None
+    if operator.answer_cache is not None:
+        place = _location(operator.answer_cache, "answer_cache")
+        cache = AnswerCache.at(place, operator.answer_cache_expires_after)
     queue_limits = operator.hook.queue_limits  # Each look is one at the connection.
     return JobSettings(
         template=RequestTemplate(
@@ -152,6 +162,8 @@ def _settings(operator: OpenAIBatchOperator) -> JobSettings:
         max_cost=operator.max_cost,
         dry_run=operator.plan_only,
         output_format=operator.output_format,
+        deduplicate=operator.deduplicate,
+        answer_cache=cache,
         delete_remote_files=operator.delete_remote_files,
         finish_synchronously_below=operator.finish_synchronously_below,
         cancel_when_late=operator.on_timeout == "cancel",

@@ -23,6 +23,15 @@ def seconds(value: float | timedelta, param: str) -> float:
     raise InvalidInputError(param, f"expected a positive number of seconds or a timedelta, got {value!r}.")
 
 
+def seconds_or_never(value: float | timedelta | None, param: str) -> float | None:
+    """Return a duration in seconds, or None.
+
+    :param value: seconds or a timedelta, above zero; None for never
+    :param param: whose value it is
+    """
+    return None if value is None else seconds(value, param)
+
+
 def count(value: int, param: str, *, least: int = 1, most: int | None = None) -> int:
     """Return a whole number.
 

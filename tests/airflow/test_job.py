@@ -455,6 +455,36 @@ def test_cleared_finished_task_buys_only_changed_and_failed_rows(
     assert [row["output"].split()[-1] for row in read_results(second)] == ["a", "b", "c", "changed"]
 
 
+def test_other_task_with_the_same_questions_and_cache_is_done_without_a_batch(
+    new_task: Callable[..., Task], emulator: Emulator, tmp_path: Path
+) -> None:
+    place = str(tmp_path / "cache")
+    for run, cache in (("run-1", place), ("run-2", ObjectStoragePath(place))):
+        job = new_task(requests=["a", "b", "a"], output_path=str(tmp_path / run), answer_cache=cache)
+        job.attempts = Attempts(store=None, run_id=run)
+        manifest = job.run()
+        assert [row["output"].split()[-1] for row in read_results(manifest)] == ["a", "b", "a"]
+    assert manifest["reused"]["cache"] == 2
+    assert requests_sent(emulator) == [2]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"answer_cache": " "}, "answer_cache: expected a directory"),
+        ({"answer_cache": "None"}, "answer_cache: expected a directory"),
+        ({"answer_cache_expires_after": 0}, "answer_cache_expires_after: expected a positive number"),
+        ({"deduplicate": "False"}, "deduplicate: expected True or False"),
+    ],
+)
+def test_cache_that_is_none_is_refused(
+    new_task: Callable[..., Task], emulator: Emulator, parameters: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        new_task(**parameters).run()
+    assert emulator.batches() == []
+
+
 def test_retry_of_a_finished_task_buys_nothing(new_task: Callable[..., Task], emulator: Emulator) -> None:
     source = Source("a", "b")
     job = new_task(requests=source)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pyarrow
 import pytest
-import requests
 from airflow.sdk import ObjectStoragePath
 from pyarrow import parquet
 
@@ -31,53 +25,6 @@ from tests.jobs.doomed import processes
 from tests.jobs.world import World
 
 NewWorld = Callable[..., World]
-BUCKET = "jobs"
-S3_NEEDS = ("airflow.providers.amazon", "s3fs", "moto", "flask")
-
-
-def _missing(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is None
-    except ModuleNotFoundError:
-        return True
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """URI of a bucket on a local S3 server, which the environment's default connection leads to."""
-    if missing := [module for module in S3_NEEDS if _missing(module)]:
-        pytest.skip(f"S3 needs apache-airflow-providers-amazon[s3fs] and moto[server]: no {', '.join(missing)}")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    environment = pytest.MonkeyPatch()
-    extra = f'{{"endpoint_url": "{url}", "region_name": "us-east-1"}}'
-    connection = f'{{"conn_type": "aws", "login": "test", "password": "test", "extra": {extra}}}'
-    environment.setenv("AIRFLOW_CONN_S3_TEST", connection)
-    try:
-        _until_it_answers(url)
-        answer = requests.put(f"{url}/{BUCKET}", timeout=60)
-        answer.raise_for_status()
-        yield f"s3://s3_test@{BUCKET}"
-    finally:
-        environment.undo()
-        server.kill()
-        server.wait()
-
-
-def _until_it_answers(url: str) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            requests.get(f"{url}/moto-api/", timeout=60)
-            return
-        except requests.ConnectionError:
-            assert time.monotonic() < deadline, "the S3 server does not start"
 
 
 @pytest.fixture(params=["local", "s3"])

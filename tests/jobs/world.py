@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,12 @@ class World:
         self.pass_time(0)
         self.attempts += 1
         watch = watch or self.watch
-        directory = self.directory if watch is None else WatchedDirectory(self.directory, watch)
+        directory, settings = self.directory, self.settings
+        if watch is not None:
+            directory = WatchedDirectory(directory, watch)
+            if (cache := settings.answer_cache) is not None:
+                watched = replace(cache, directory=WatchedDirectory(cache.directory, watch))
+                settings = replace(settings, answer_cache=watched)
         ledger = open_ledger(
             directory,
             owner,
@@ -153,7 +159,7 @@ class World:
         return Job(
             directory=directory,
             ledger=ledger,
-            settings=self.settings,
+            settings=settings,
             client=self.client(watch=watch),
             creator=self.client(attempts=1, watch=watch),
             read_requests=self._read,
@@ -238,6 +244,17 @@ class World:
             if batch.output_file_id:
                 lines = map(json.loads, self._get(f"/files/{batch.output_file_id}/content").splitlines())
                 counts.update(line["custom_id"] for line in lines if line["response"]["status_code"] == 200)
+        return counts
+
+    def contents(self) -> Counter[str]:
+        """How often each content was answered, and so paid for, whatever the row's name."""
+        counts: Counter[str] = Counter()
+        for batch in self.batches():
+            if batch.output_file_id:
+                asked = map(json.loads, self._get(f"/files/{batch.input_file_id}/content").splitlines())
+                bodies = {line["custom_id"]: json.dumps(line["body"], sort_keys=True) for line in asked}
+                lines = map(json.loads, self._get(f"/files/{batch.output_file_id}/content").splitlines())
+                counts.update(bodies[line["custom_id"]] for line in lines if line["response"]["status_code"] == 200)
         return counts
 
     def check_bought_once(self) -> None:
@@ -355,8 +372,8 @@ class WatchedDirectory(JobDirectory):
     def staging(self) -> Any:
         return self._directory.staging()
 
-    def clean(self) -> None:
-        self._watched("clean", "", self._directory.clean)
+    def clean(self, older_than_s: float = 0.0) -> None:
+        self._watched("clean", "", lambda: self._directory.clean(older_than_s))
 
     def _watched(self, what: str, name: str, work: Callable[[], Any]) -> Any:
         self._watch(f"before {what} {name}")

@@ -88,6 +88,8 @@ def test_folders_that_are_links_are_not_emptied(tmp_path: Path) -> None:
     (tmp_path / "job" / "_job").mkdir(parents=True)
     for name in (".drafts", "shard-00000"):
         (tmp_path / "job" / "_job" / name).symlink_to(precious.parent, target_is_directory=True)
+    os.utime(precious, (0, 0))
+    directory.clean(older_than_s=1)
     directory.clean()
     directory.delete_folder("_job/shard-00000")
     assert precious.read_text() == "precious"

@@ -1,0 +1,221 @@
+"""Which rows of a plan have to be bought, and which have or will have an answer that is paid for."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, BinaryIO
+
+import msgspec
+
+from airflow_provider_openai_batches.api.models import Usage
+from airflow_provider_openai_batches.jobs.answer_cache import CachedAnswer, CachedAnswers, ContentKeys, NewAnswers
+from airflow_provider_openai_batches.jobs.classify import RowStatus
+from airflow_provider_openai_batches.jobs.duplicates import FirstRows, duplicate_line, duplicates_file, first_rows
+from airflow_provider_openai_batches.jobs.kept import EarlierAnswers, earlier_answers, kept_file, keys_file, row_key
+from airflow_provider_openai_batches.jobs.pricing import most_output_tokens
+from airflow_provider_openai_batches.jobs.requests import Request
+from airflow_provider_openai_batches.jobs.results import ResultRow
+from airflow_provider_openai_batches.jobs.segments import KEY_BYTES
+
+if TYPE_CHECKING:
+    from airflow_provider_openai_batches.jobs.engine import Job
+
+log = logging.getLogger(__name__)
+
+
+def contents_file(plan: str) -> str:
+    """Name the file with the keys of what a plan's rows ask, 32 bytes per row in input order."""
+    return f"_job/plan-{plan}.contents.bin"
+
+
+def plan_files(plan: str) -> list[str]:
+    """Name all files that a plan may have beside its shards."""
+    return [keys_file(plan), kept_file(plan), contents_file(plan), duplicates_file(plan)]
+
+
+class Sorter:
+    """Passes on the requests that have to be sent, and writes down what each row is and what is answered already.
+
+    :param files: by name: where ``keys``, ``kept``, ``contents`` and ``duplicates`` go
+    :param earlier: answers of the generation before
+    :param contents: tells which rows ask the same; None if each is to be bought
+    :param firsts: which row asked something first
+    :param cache: answers of other jobs; None for no cache
+    :param priced: whether it matters what the requests to send will use
+    """
+
+    def __init__(
+        self,
+        files: Mapping[str, BinaryIO],
+        earlier: EarlierAnswers,
+        contents: ContentKeys | None,
+        firsts: FirstRows,
+        cache: CachedAnswers | None,
+        *,
+        priced: bool,
+    ) -> None:
+        self.rows = self.kept = self.cached = self.duplicates = 0
+        self.reused: dict[str, Usage] = {}
+        """Tokens in the answers that were taken over, by the rows' model."""
+        self.usage: dict[str, Usage] = {}
+        """What the requests to send will use at most, by model, as far as that can be told; if anybody asks."""
+        self._files, self._earlier, self._contents = files, earlier, contents
+        self._firsts, self._cache, self._priced = firsts, cache, priced
+
+    def to_send(self, requests: Iterator[Request]) -> Iterator[Request]:
+        """Iterate over the requests without an answer. When all are read, the files are complete."""
+        for request in requests:
+            self.rows += 1
+            self._files["keys"].write(row_key(request))
+            content = first = None
+            if self._contents is not None:
+                content = self._contents.of(request)
+                first = self._firsts.note(content, request.index)
+                self._files["contents"].write(content)
+            if (row := self._earlier.find(request)) is not None:
+                self.kept += 1
+                self._take_over(request, row)
+            elif first is not None:
+                self.duplicates += 1
+                self._files["duplicates"].write(duplicate_line(request, first))
+            elif content is not None and self._cache is not None and (answer := self._cache.find(content)) is not None:
+                self.cached += 1
+                self._take_over(request, _row(request, answer))
+            else:
+                if self._priced:
+                    usage = Usage(input_tokens=request.tokens, output_tokens=most_output_tokens(request.line))
+                    self.usage[request.model] = self.usage.get(request.model, Usage()) + usage
+                yield request
+
+    def _take_over(self, request: Request, row: ResultRow) -> None:
+        self._files["kept"].write(msgspec.json.encode(row) + b"\n")
+        if row.usage is not None:
+            self.reused[request.model] = self.reused.get(request.model, Usage()) + row.usage
+
+
+@contextmanager
+def sorter(job: Job, staging: Path, earlier_plan: str, earlier_results: list[str]) -> Iterator[Sorter]:
+    """Open all that may have answers to a job's rows.
+
+    :param job: whose rows these are
+    :param staging: a local directory for what is written down
+    :param earlier_plan: of the generation before
+    :param earlier_results: its result files; empty if it left none
+    """
+    settings = job.settings
+    with ExitStack() as stack:
+        files = {
+            name: stack.enter_context((staging / name).open("wb"))
+            for name in ("keys", "kept", "contents", "duplicates")
+        }
+        cache = None
+        if settings.answer_cache is not None:
+            opened = settings.answer_cache.answers(job.now(), settings.rules.parse_output)
+            cache = stack.enter_context(opened)
+        yield Sorter(
+            files,
+            stack.enter_context(earlier_answers(job.directory, earlier_plan, earlier_results)),
+            ContentKeys(job.client.settings.base_url) if settings.deduplicate or cache is not None else None,
+            stack.enter_context(first_rows()),
+            cache,
+            priced=bool(settings.prices),
+        )
+
+
+def publish_plan(job: Job, sorted_rows: Sorter, staging: Path, plan: str) -> None:
+    """Move what was written down to its place, once the sorter is closed.
+
+    :param plan: names the files
+    """
+    wanted = {"keys": keys_file(plan), "kept": kept_file(plan)}
+    if job.settings.answer_cache is not None:
+        wanted["contents"] = contents_file(plan)
+    if sorted_rows.duplicates:
+        wanted["duplicates"] = duplicates_file(plan)
+    for name, file in wanted.items():
+        job.directory.publish(staging / name, file)
+
+
+class Caching:
+    """Gathers a job's answers for the answer cache while its result rows pass by.
+
+    :param job: whose answers these are
+    :param answers: where they are gathered
+    :param keys: the plan's :func:`contents_file`
+    """
+
+    def __init__(self, job: Job, answers: NewAnswers, keys: BinaryIO) -> None:
+        self._job, self._answers, self._keys = job, answers, keys
+        rounds = [landed for shard in job.ledger.shards for landed in shard.rounds]
+        self._rounds = [landed for landed in rounds if landed.landed_at and not landed.cached]
+
+    def gathered(self, rows: Iterator[ResultRow]) -> Iterator[ResultRow]:
+        """Pass on rows that this job has bought."""
+        # Those that were bought without a batch have none; the ledger knows when they came, too.
+        landed_at = {landed.batch_id: landed.landed_at for landed in self._rounds}
+        structured = self._job.settings.rules.parse_output is not None
+        for row in rows:
+            at = landed_at.get(row.batch_id)
+            if at is not None and row.status == RowStatus.SUCCEEDED:
+                key = os.pread(self._keys.fileno(), KEY_BYTES, KEY_BYTES * row.index)
+                answer = CachedAnswer(
+                    output=msgspec.Raw(msgspec.json.encode(row.output)),
+                    finish_reason=row.finish_reason,
+                    model=row.model,
+                    usage=row.usage,
+                    batch_id=row.batch_id,
+                    request_id=row.request_id,
+                    structured=structured,
+                )
+                self._answers.add(key, at, answer)
+            yield row
+
+    def publish(self) -> None:
+        """Put the answers into the cache. The results are written already, and do not depend on it."""
+        try:
+            count = self._answers.publish(self._job.now())
+        except Exception:
+            # Each kind of storage has errors of its own.
+            log.warning("The answers could not be put into the answer cache: others will buy them.", exc_info=True)
+            return
+        if self._rounds:
+            for landed in self._rounds:
+                landed.cached = True
+            self._job.save()
+        if count:
+            log.info(f"Put {count:,} answers into the answer cache {self._answers.directory}.")
+
+
+@contextmanager
+def new_answers(job: Job) -> Iterator[Caching | None]:
+    """Open the way into the answer cache; None if there is none, or the job was planned without one."""
+    cache, name = job.settings.answer_cache, contents_file(job.ledger.plan)
+    if cache is None or not job.directory.exists(name):
+        yield None
+        return
+    with ExitStack() as stack:
+        staging = stack.enter_context(TemporaryDirectory(prefix="openai-batches-"))
+        keys = stack.enter_context(stack.enter_context(job.directory.local(name)).open("rb"))
+        yield Caching(job, NewAnswers(cache, Path(staging)), keys)
+
+
+def _row(request: Request, answer: CachedAnswer) -> ResultRow:
+    return ResultRow(
+        custom_id=request.custom_id,
+        index=request.index,
+        status=RowStatus.SUCCEEDED,
+        output=answer.output,
+        error=None,
+        finish_reason=answer.finish_reason,
+        model=answer.model,
+        usage=answer.usage,
+        batch_id=answer.batch_id,
+        request_id=answer.request_id,
+        attempts=0,
+        context=request.raw_context,
+    )
