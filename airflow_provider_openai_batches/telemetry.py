@@ -47,7 +47,14 @@ ROWS = Metric(
     "counter",
     (*_PLACE, "outcome"),
     "Rows by outcome: `succeeded`, `failed`, `expired`, `cancelled`, `invalid_output`, `missing`; `kept` are the "
-    "answers of an earlier run that were not bought again.",
+    "answers of an earlier run that were not bought again, `cached` those of the answer cache.",
+)
+REUSED = Metric(
+    "openai_batches.reused",
+    "counter",
+    (*_PLACE, "source"),
+    "Rows that were not bought, by the source of their answer: `kept` (an earlier run), `cache` (the answer cache), "
+    "`duplicates` (a row of the same job that asks the same).",
 )
 TOKENS = Metric(
     "openai_batches.tokens",
@@ -74,7 +81,7 @@ POLL_ERRORS = Metric(
     "Calls of these that failed, by the error's class, such as `RateLimitError`.",
 )
 
-METRICS = (CREATED, ENDED, QUEUE_WAIT, ROWS, TOKENS, COST, POLL_CALLS, POLL_ERRORS)
+METRICS = (CREATED, ENDED, QUEUE_WAIT, ROWS, REUSED, TOKENS, COST, POLL_CALLS, POLL_ERRORS)
 """All there are."""
 
 
@@ -137,10 +144,13 @@ class Meter:
 
     def job_ended(self, manifest: Mapping[str, Any], model: str | None) -> None:
         """Count what a job came to: call it once per manifest."""
-        kept = manifest["kept"]
-        rows = {**manifest["by_status"], "kept": kept}
-        rows["succeeded"] = rows.get("succeeded", 0) - kept
+        reused = manifest["reused"]
+        kept, cached = reused["kept"], reused["cache"]
+        rows = {**manifest["by_status"], "kept": kept, "cached": cached}
+        rows["succeeded"] = rows.get("succeeded", 0) - kept - cached
         self.answered(rows, manifest["usage"], manifest["cost"], model)
+        for source in ("kept", "cache", "duplicates"):
+            _count(REUSED, reused[source], source=source, **self._place(model))
 
     def _place(self, model: str | None) -> dict[str, str | None]:
         return {"dag_id": self.dag_id, "conn_id": self.conn_id, "endpoint": self.endpoint, "model": model}

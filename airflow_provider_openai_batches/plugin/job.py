@@ -92,6 +92,15 @@ class _Direct(msgspec.Struct):
     cost: float | None = None
 
 
+class _Reused(msgspec.Struct, frozen=True):
+    """Rows that were not bought. Manifests of earlier versions do not tell of them."""
+
+    kept: int = 0
+    cache: int = 0
+    duplicates: int = 0
+    cost: float | None = None
+
+
 class _Manifest(msgspec.Struct):
     """What the tab shows of a finished job."""
 
@@ -104,6 +113,7 @@ class _Manifest(msgspec.Struct):
     cost: float | None
     estimated_cost: float | None
     direct: _Direct = msgspec.field(default_factory=_Direct)
+    reused: _Reused | None = None
 
 
 def _manifest(value: object) -> _Manifest | None:
@@ -188,14 +198,18 @@ def _from_manifest(manifest: _Manifest) -> dict[str, Any]:
         "estimated_cost": manifest.estimated_cost,
         "usage": shown_usage(manifest.usage),
         "direct": msgspec.to_builtins(manifest.direct),
+        "reused": manifest.reused,
     }
 
 
 def _so_far(ledger: Ledger | None, shards: list[Shard], live: _Live) -> dict[str, Any]:
     """Add up a job that goes on. A row that its shard's next round does not send again has got its final answer."""
     rows: Counter[str] = Counter()
-    if ledger is not None and ledger.kept_rows:
-        rows["succeeded"] = ledger.kept_rows
+    reused = None
+    if ledger is not None:
+        # A duplicate is pending as long as what it waits for.
+        rows += Counter(succeeded=ledger.answered_rows, pending=ledger.duplicate_rows)
+        reused = _Reused(ledger.kept_rows, ledger.cached_rows, ledger.duplicate_rows)
     for shard in shards:
         batch = None if shard.finished else live.of(shard.round)
         counts = _known(batch)
@@ -211,6 +225,7 @@ def _so_far(ledger: Ledger | None, shards: list[Shard], live: _Live) -> dict[str
         "estimated_cost": ledger.estimated_cost if ledger is not None else None,
         "usage": shown_usage(usage),
         "direct": None,
+        "reused": reused,
     }
 
 
@@ -280,6 +295,7 @@ def _nothing(note: str | None) -> dict[str, Any]:
         "estimated_cost": None,
         "usage": None,
         "direct": None,
+        "reused": None,
         "shards": [],
         "finished": False,
         "note": note,

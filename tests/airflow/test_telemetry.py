@@ -147,7 +147,7 @@ def test_everything_that_is_documented_arrives_and_nothing_else(
 ) -> None:
     emulator.add_fault({"on": {"custom_id": "row-1"}, "do": {"outcome": "error"}})
     emulator.add_fault({"on": {"method": "GET", "path": "/batches/*"}, "do": {"status": 503}})
-    parameters = {"requests": ["a", "b", "c"], "output_path": str(tmp_path), "max_failed": 1}
+    parameters = {"requests": ["a", "b", "c", "a"], "output_path": str(tmp_path), "max_failed": 1, "deduplicate": True}
     manifest = job(attempts, run_trigger, **parameters)
     statsd.read()
     assert set(statsd.kinds) == {metric.name for metric in METRICS}
@@ -162,9 +162,10 @@ def test_everything_that_is_documented_arrives_and_nothing_else(
     batches = len(manifest["batch_ids"])
     assert statsd.amount("created", **here) == statsd.amount("ended", **here) == batches
     assert statsd.amount("ended", status="completed") == batches
-    assert statsd.amount("rows", outcome="succeeded", **here) == 2
+    assert statsd.amount("rows", outcome="succeeded", **here) == 3
     assert statsd.amount("rows", outcome="failed") == 1
-    assert statsd.amount("rows") == 3
+    assert statsd.amount("rows") == 4
+    assert statsd.amount("reused", source="duplicates", **here) == statsd.amount("reused") == 1
     usage = manifest["usage"]
     assert statsd.amount("tokens", kind="input", **here) == usage["input_tokens"] > 0
     assert statsd.amount("tokens", kind="output") == usage["output_tokens"] > 0
@@ -192,8 +193,23 @@ def test_what_is_done_already_is_not_counted_again(
     parameters["requests"] = ["a", "b", "changed", "new"]
     job(attempts, run_trigger, **parameters)
     assert statsd.read().amount("rows", outcome="succeeded") == 3 + 2
-    assert statsd.amount("rows", outcome="kept") == 2
+    assert statsd.amount("rows", outcome="kept") == statsd.amount("reused", source="kept") == 2
     assert statsd.amount("created") == 2
+
+
+def test_answers_from_the_cache_are_no_rows_that_were_bought(
+    statsd: Received,
+    emulator: Emulator,
+    connection: None,
+    run_trigger: Callable[..., list[Any]],
+    tmp_path: Path,
+) -> None:
+    for run in ("run-1", "run-2"):
+        parameters = {"output_path": str(tmp_path / run), "answer_cache": str(tmp_path / "cache")}
+        job(Attempts(store=None, run_id=run), run_trigger, requests=["a", "b"], **parameters)
+    assert statsd.read().amount("rows", outcome="succeeded") == 2
+    assert statsd.amount("rows", outcome="cached") == statsd.amount("reused", source="cache") == 2
+    assert statsd.amount("rows") == 4
 
 
 def test_a_retry_of_a_job_counts_its_batches_once(

@@ -117,11 +117,19 @@ class TestFinished:
         }
         assert (job["direct"]["requests"], 0 < job["direct"]["cost"] < job["cost"]) == (1, True)
 
+    def test_rows_that_were_not_bought(self, browse: Browse, run_job: Callable[..., Any], connection: Any) -> None:
+        connection(extra=PRICES)
+        job = show(browse, run_job(requests=["a", "b", "a", "a"], deduplicate=True))
+        assert (job["requests"], job["by_status"]) == (4, {"succeeded": 4})
+        reused = job["reused"]
+        assert (reused["kept"], reused["cache"], reused["duplicates"]) == (0, 0, 2)
+        assert reused["cost"] > 0
+
     def test_without_the_ledger_the_xcoms_tell(self, browse: Browse, task: dict[str, Any], tmp_path: Path) -> None:
         with_ledger = show(browse, task)
         shutil.rmtree(tmp_path / "out")
         job = show(browse, task)
-        same = ("found", "finished", "requests", "by_status", "cost", "usage", "output_path")
+        same = ("found", "finished", "requests", "by_status", "cost", "usage", "reused", "output_path")
         assert {key: job[key] for key in same} == {key: with_ledger[key] for key in same}
         assert [shard["rounds"][0]["batch_id"] for shard in job["shards"]] == [
             shard["rounds"][0]["batch_id"] for shard in with_ledger["shards"]

@@ -59,12 +59,21 @@ function Job({ job }) {
         [job.finished ? "Cost" : "Cost so far", job.cost !== null && money(job.cost)],
         ["Estimated cost", job.estimated_cost !== null && money(job.estimated_cost)],
         ["Without a batch", job.direct?.requests > 0 && withoutBatch(job.direct)],
+        ["Not bought again", reused(job.reused)],
         ...tokenFacts(job.usage),
         ["Output", job.output_path && h(Foreign, { text: job.output_path }), true],
       ],
     }),
     h(Shards, { job }),
   );
+}
+
+/** Rows that have another's answer, by where it came from; false if there are none. */
+function reused(rows) {
+  const sources = [["kept", "kept"], ["cache", "from the cache"], ["duplicates", "duplicates"]];
+  const parts = sources.filter(([name]) => rows?.[name]).map(([name, label]) => `${count(rows[name])} ${label}`);
+  if (rows?.cost) parts.push(`worth ${money(rows.cost)}`);
+  return parts.length > 0 && parts.join(", ");
 }
 
 function Shards({ job }) {
