@@ -11,7 +11,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +75,13 @@ def work_job(base_url: str, rows: int, per_batch: int) -> dict[str, Any]:
 
 
 def _run(base_url: str, rows: int, per_batch: int) -> None:
+    def opened(place: Path) -> Job:
+        return open_job(base_url, place, lambda: prompts(rows, SMALL_BYTES), per_batch)
+
     with tempfile.TemporaryDirectory() as place:
-        assert isinstance(advance(_open(base_url, Path(place), rows, per_batch)), Waiting)
+        assert isinstance(advance(opened(Path(place))), Waiting)
         pass_time(base_url)
-        outcome = advance(_open(base_url, Path(place), rows, per_batch))
+        outcome = advance(opened(Path(place)))
     assert isinstance(outcome, Finished)
     assert outcome.manifest["succeeded"] == rows
 
@@ -89,7 +92,7 @@ def work_resume(base_url: str, shards: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
 
         def resumed() -> Job:
-            return _open(base_url, Path(place), rows=shards * 10, per_batch=10)
+            return open_job(base_url, Path(place), lambda: prompts(shards * 10, SMALL_BYTES), per_batch=10)
 
         advance(resumed())
         times["all batches going on"] = _timed(lambda: advance(resumed()))
@@ -102,7 +105,15 @@ def work_resume(base_url: str, shards: int) -> dict[str, Any]:
 WORK: dict[str, Callable[..., dict[str, Any]]] = {"job": work_job, "resume": work_resume}
 
 
-def _open(base_url: str, place: Path, rows: int, per_batch: int) -> Job:
+def open_job(
+    base_url: str, place: Path, rows: Callable[[], Iterable[str]], per_batch: int, **settings_of_job: Any
+) -> Job:
+    """Open a job as an attempt does, to begin it or to go on.
+
+    :param place: its directory
+    :param rows: its prompts
+    :param settings_of_job: further settings
+    """
     template = RequestTemplate(model=MODEL, endpoint=ENDPOINT)
     directory = open_directory(place)
     settings = ClientSettings(api_key="any-key", base_url=base_url)
@@ -119,11 +130,14 @@ def _open(base_url: str, place: Path, rows: int, per_batch: int) -> Job:
             replan=Replan.WHEN_FINISHED,
         ),
         settings=JobSettings(
-            template=template, limits=ShardLimits(max_requests=per_batch), rules=Rules(endpoint=ENDPOINT)
+            template=template,
+            limits=ShardLimits(max_requests=per_batch),
+            rules=Rules(endpoint=ENDPOINT),
+            **settings_of_job,
         ),
         client=BatchClient(settings),
         creator=BatchClient(settings, attempts=1),
-        read_requests=lambda: read_requests(prompts(rows, SMALL_BYTES), template),
+        read_requests=lambda: read_requests(rows(), template),
     )
 
 

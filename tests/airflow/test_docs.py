@@ -56,9 +56,9 @@ class Page:
         register(dag)
         return dag
 
-    def run(self, function: str) -> dict[str, Any]:
+    def run(self, function: str, logical_date: datetime.datetime = NIGHT) -> dict[str, Any]:
         """Run a DAG; return what its tasks returned."""
-        run = self.dag(function).test(logical_date=NIGHT)
+        run = self.dag(function).test(logical_date=logical_date)
         assert str(run.state) == "success"
         return {ti.task_id: ti.xcom_pull(task_ids=ti.task_id) for ti in run.get_task_instances()}
 
@@ -138,3 +138,13 @@ def test_the_guide_knows_every_parameter_of_a_job() -> None:
 
 def json_like(default: object) -> str:
     return f'"{default}"' if isinstance(default, str) else str(default)
+
+
+def test_the_answer_caches_page_does_what_it_says(page: Callable[[str], Page], emulator: Emulator) -> None:
+    answers = page("docs/answer-cache.md")
+    first = answers.run("label_everything")["label"]
+    assert (first["reused"]["cache"], first["reused"]["duplicates"], len(first["batch_ids"])) == (0, 1, 1)
+    second = answers.run("label_everything", NIGHT + datetime.timedelta(days=1))["label"]
+    assert (second["reused"]["cache"], second["reused"]["duplicates"], second["batch_ids"]) == (2, 1, [])
+    assert second["succeeded"] == 3
+    assert len(emulator.batches()) == 1
