@@ -7,6 +7,8 @@
 #   make test-matrix  the tests that hold on every Airflow, on 3.1, 3.2 and the lowest dependencies; AIRFLOW=3.1 for one
 #   make test-matrix-edges  the part of them that CI runs: where the package meets Airflow
 #   make test-distributed  the promises in an Airflow on Celery, PostgreSQL, Redis and S3 while its parts are killed
+#   make docs         the documentation as a site in site/; a warning, a dead link or a dead anchor is an error
+#   make docs-serve   the same, at http://127.0.0.1:8000
 #   make lint         style and types
 #   make check        lint, test, build
 #   make release-check  all that must hold before a release, its files in dist/; RELEASE_ARGS=--unreleased before the tag
@@ -24,6 +26,7 @@ PY := .venv/bin/python
 # Another PYTHON is another installation, so the stamps carry its name. The demo needs far less than the tests.
 INSTALLED := .venv/.installed-dev$(subst /,-,$(PYTHON))
 DEMO_INSTALLED := .venv/.installed-demo$(subst /,-,$(PYTHON))
+DOCS_INSTALLED := .venv/.installed-docs$(subst /,-,$(PYTHON))
 DISTRIBUTED_INSTALLED := .venv/.installed-distributed$(subst /,-,$(PYTHON))
 RIVALS := .venv-rivals/.installed
 MODEL := .venv-model/.installed
@@ -36,7 +39,7 @@ MATRIX_EDGES := $(addprefix tests/,airflow/test_dags.py airflow/test_decorator.p
   airflow/test_sensor.py api/test_batches.py api/test_create.py jobs/test_directory.py jobs/test_engine.py \
   plugin/test_authorization.py plugin/test_batches.py polling/test_trigger.py polling/test_triggerer.py)
 
-.PHONY: help demo demo-local airflow test test-matrix test-matrix-edges test-distributed lint check build release-check bench bench-import bench-waiting bench-faults soak constraints constraints-matrix install clean
+.PHONY: help demo demo-local airflow test test-matrix test-matrix-edges test-distributed docs docs-serve lint check build release-check bench bench-import bench-waiting bench-faults soak constraints constraints-matrix install clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -67,6 +70,15 @@ on-%: .venv-matrix/%/.installed
 # One process: two at a time would each start an Airflow. A shorter run: PYTEST_ARGS=--cut-seconds=30
 test-distributed: $(DISTRIBUTED_INSTALLED)
 	$(PY) -m pytest tests/distributed --distributed -p no:xdist $(PYTEST_ARGS)
+
+# From scratch each time: what a build before has left must not hide a dead link.
+docs: $(DOCS_INSTALLED)
+	rm -rf site
+	$(PY) -m sphinx -q -W --keep-going -E -d .doctrees -b html docs site
+	$(PY) docs/check_site.py site
+
+docs-serve: docs
+	$(PY) -m http.server --bind 127.0.0.1 --directory site
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .
@@ -125,6 +137,11 @@ $(INSTALLED): $(DEMO_INSTALLED)
 	@sh demo/install.sh dev
 	@touch $@
 
+# Beside what the tests use, and in versions that leave that as it is.
+$(DOCS_INSTALLED): $(INSTALLED) docs/constraints.txt
+	$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt -c docs/constraints.txt --group docs
+	@touch $@
+
 $(DISTRIBUTED_INSTALLED): $(INSTALLED)
 	@sh demo/install.sh distributed
 	@touch $@
@@ -135,12 +152,15 @@ constraints:
 	  $(or $(PYTHON),python3) -m venv $$scratch && $$scratch/bin/pip install -q uv && \
 	  $$scratch/bin/uv pip compile -q --python-version 3.11 --all-extras --group pyproject.toml:distributed --group pyproject.toml:mysql pyproject.toml \
 	    --no-header --no-annotate >> $$scratch/new && \
-	  mv $$scratch/new constraints.txt && rm -rf $$scratch && git --no-pager diff --stat constraints.txt
+	  mv $$scratch/new constraints.txt && sed -n '/^#/p' docs/constraints.txt > $$scratch/docs && \
+	  $$scratch/bin/uv pip compile -q --python-version 3.11 -c constraints.txt --group pyproject.toml:docs \
+	    --no-header --no-annotate | grep -vxFf constraints.txt >> $$scratch/docs && \
+	  mv $$scratch/docs docs/constraints.txt && rm -rf $$scratch && git --no-pager diff --stat constraints.txt docs/constraints.txt
 
 # The sets of dependencies of `make test-matrix`, resolved anew.
 constraints-matrix: $(INSTALLED)
 	UV="$(CURDIR)/$(PY) -m uv" sh constraints/freeze.sh
 
 clean:
-	rm -rf .venv .venv-matrix .venv-model .venv-rivals .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-matrix .venv-model .venv-rivals .demo site .doctrees build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
