@@ -1,11 +1,17 @@
-"""The code in README and docs does what they say: each page's blocks, one after the other, are a DAG file that runs."""
+"""The code in README and docs does what they say: each page's blocks, one after the other, are a DAG file that runs.
+
+Which blocks are part of it, and how a page says that one is not: `tests/docs/pages.py`.
+"""
 
 from __future__ import annotations
 
+import ast
 import datetime
 import inspect
 import json
+import os
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +20,13 @@ import pytest
 from airflow.sdk import DAG, Asset
 
 from airflow_provider_openai_batches.emulator import Emulator
+from airflow_provider_openai_batches.hooks.openai_batches import OpenAIBatchesHook
 from airflow_provider_openai_batches.operators.openai_batches import OpenAIBatchOperator
 from airflow_provider_openai_batches.sql import SQLRequests
+from airflow_provider_openai_batches.testing.connection import EmulatorConnection
 from airflow_provider_openai_batches.transfers.openai_batches_to_sql import OpenAIBatchResultsToSQLOperator
 from tests.airflow.conftest import register
+from tests.docs.pages import PAGES, Block, blocks
 
 pytestmark = [pytest.mark.airflow, pytest.mark.usefixtures("connection")]
 
@@ -37,22 +46,34 @@ def page(airflow_db: None, data: Path) -> Callable[[str], Page]:
     return lambda name: Page(name, data)
 
 
+def dag_file(page: str) -> list[Block]:
+    """The blocks that are one DAG file."""
+    ours = [block for block in blocks(page) if block.language == "python" and block.file is None]
+    return [block for block in ours if block.mark in ("", "only parsed")]
+
+
+def dags(block: Block) -> list[str]:
+    """Functions that make the DAGs of a block."""
+    functions = [node for node in ast.parse(block.code).body if isinstance(node, ast.FunctionDef)]
+    return [node.name for node in functions if any("dag" in ast.unparse(each) for each in node.decorator_list)]
+
+
 class Page:
     """The names that a page's code leaves behind; paths under /data are the test's."""
 
     def __init__(self, name: str, data: Path) -> None:
-        blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
         # Airflow reads the source of a task's function, so there has to be a file.
-        file = data / f"{Path(name).stem}_page.py"
-        file.write_text("\n".join(blocks).replace("/data/", f"{data}/"))
+        file = data / f"{Path(name).stem.replace('-', '_')}_page.py"
+        file.write_text("\n".join(block.code for block in dag_file(name)).replace("/data/", f"{data}/"))
         self.names: dict[str, Any] = {"__name__": file.stem, "__file__": str(file)}
         exec(compile(file.read_text(), str(file), "exec", dont_inherit=True), self.names)
 
     def dag(self, function: str) -> DAG:
         dag: DAG = self.names[function]()
         for task in dag.task_dict.values():
-            if hasattr(task, "poll_interval"):
-                task.poll_interval = 0.1
+            for interval in ("poll_interval", "poke_interval"):
+                if hasattr(task, interval):
+                    setattr(task, interval, 0.1)
         register(dag)
         return dag
 
@@ -65,6 +86,67 @@ class Page:
 
 def result_rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in next(folder.rglob("part-00000.jsonl")).read_text().splitlines()]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", [name for name in PAGES if dag_file(name)])
+def test_every_dag_of_a_page_runs(
+    name: str, page: Callable[[str], Page], connection: EmulatorConnection, data: Path
+) -> None:
+    connection("openai_default", conn_type="openai")
+    written = page(name)
+    for block in dag_file(name):
+        assert set(block.parsed) <= set(dags(block)), f"{block} is not where these DAGs are: {block.parsed}"
+        for function in set(dags(block)) - set(block.parsed):
+            written.run(function)
+        for function in block.parsed:
+            assert isinstance(written.dag(function), DAG)
+
+
+def test_a_connection_of_common_ai_leads_to_the_same_service(
+    emulator: Emulator, connection: EmulatorConnection, data: Path
+) -> None:
+    """As docs/migrating-from-common-ai.md says."""
+    hook = OpenAIBatchesHook(connection("pydanticai_default", conn_type="pydanticai", extra={"model": "openai:gpt-5"}))
+    assert hook.upload_file(data / "requests.jsonl").id == emulator.files()[0]["id"]
+
+
+RIVALS = ROOT / ".venv-rivals" / "bin" / "python"
+CONSTRUCTED = """
+import runpy, sys
+from airflow.sdk import DAG
+made = runpy.run_path(sys.argv[1])
+for name in sys.argv[2:]:
+    dag = made[name]()
+    assert isinstance(dag, DAG) and dag.task_dict, name
+    print(*sorted(type(task).__name__ for task in dag.task_dict.values()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "operator"),
+    [
+        ("docs/migrating-from-openai.md", "OpenAITriggerBatchOperator"),
+        ("docs/migrating-from-common-ai.md", "_LLMBatchDecoratedOperator"),
+    ],
+)
+def test_the_other_side_of_a_migration_is_constructed(name: str, operator: str, tmp_path: Path) -> None:
+    """With the packages and versions of `make bench`."""
+    theirs = [block for block in blocks(name) if block.mark == "rival"]
+    assert theirs
+    if not RIVALS.exists():
+        pytest.skip("the rivals are not installed: make .venv-rivals/.installed")
+    file = tmp_path / "theirs.py"
+    file.write_text("\n".join(block.code for block in theirs))
+    functions = [function for block in theirs for function in dags(block)]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("AIRFLOW", "PYTEST"))}
+    ended = subprocess.run(
+        [str(RIVALS), "-c", CONSTRUCTED, str(file), *functions],
+        env=environment | {"AIRFLOW_HOME": str(tmp_path), "PYTHONWARNINGS": "ignore"},
+        capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert operator in ended.stdout
 
 
 def test_the_readmes_first_dag(page: Callable[[str], Page], data: Path) -> None:
