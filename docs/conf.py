@@ -57,12 +57,8 @@ _ROOT_PAGES = {
 }
 """Pages whose text is a file beside ``docs/``, by the name they have in the site."""
 
-_AWAITED = ("answer-cache",)
-"""Pages that have their place before they are written. A name goes from here when its page is there."""
-
 _MISSING = [page for page, file in _ROOT_PAGES.items() if not (_ROOT / file).exists()]
 exclude_patterns = [f"{page}.md" for page in _MISSING]
-_MISSING += [page for page in _AWAITED if not (_DOCS / f"{page}.md").exists()]
 
 _LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
 
