@@ -429,7 +429,7 @@ def _upload(job: Job, shard: Shard) -> None:
     name = f"{job.ledger.job_id}-shard-{shard.index:05d}-round-{current.number}.jsonl"
     with job.directory.local(shard.file("requests", current.number)) as path:
         file = job.client.upload_file(
-            lambda: path.open("rb"), filename=name, expires_after=job.settings.file_expires_after
+            lambda: path.open("rb"), filename=name, expires_after=job.settings.files_expire_after
         )
     current.file_id = file.id
     current.troubles = 0

@@ -45,7 +45,7 @@ class JobSettings:
     :param deduplicate: buy rows that ask the same once
     :param answer_cache: answers of all jobs, this one's included; rows that ask the same are bought once then
     :param delete_remote_files: delete the service's copies of all files when the job is finished
-    :param file_expires_after: seconds until the service deletes the input files; default: 30 days
+    :param files_expire_after: seconds until the service deletes its copies of all files; default: as it does by itself
     :param finish_synchronously_below: so many rows or fewer are not worth another batch, see :mod:`~.direct`; 0: never
     :param cancel_when_late: cancel the batches at the deadline; if not, whoever calls has to mind it
     """
@@ -62,7 +62,7 @@ class JobSettings:
     deduplicate: bool = False
     answer_cache: AnswerCache | None = None
     delete_remote_files: bool = False
-    file_expires_after: int | None = None
+    files_expire_after: int | None = None
     finish_synchronously_below: int = 0
     cancel_when_late: bool = True
 

@@ -145,6 +145,7 @@ def _send(job: Job, shard: Shard, create: int) -> None:
             current.file_id,
             job.ledger.endpoint,
             metadata=metadata(job.ledger, shard),
+            output_expires_after=job.settings.files_expire_after,
             idempotency_token=job.ledger.token(shard, current.number, create),
         )
     except OpenAIBatchesError as error:

@@ -12,6 +12,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 
 from airflow_provider_openai_batches.api.errors import (
     AuthenticationError,
+    InvalidInputError,
     NoRowsError,
     OpenAIBatchesError,
     WaitTimeoutError,
@@ -32,6 +33,24 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from airflow_provider_openai_batches.jobs.engine import Job, Waiting
+
+
+_SHORTEST_LIFE_S = 2 * 86_400
+"""A batch has a day, and what it bought has to be there until an Airflow that was down for a while fetches it."""
+
+_LONGEST_LIFE_S = 30 * 86_400
+
+
+def _lifetime(value: float | timedelta) -> int:
+    """Return how long the service is to keep files, in whole seconds."""
+    lifetime = int(parameters.seconds(value, "files_expire_after"))
+    if _SHORTEST_LIFE_S <= lifetime <= _LONGEST_LIFE_S:
+        return lifetime
+    raise InvalidInputError(
+        "files_expire_after",
+        f"expected 2 to 30 days ({_SHORTEST_LIFE_S:,} to {_LONGEST_LIFE_S:,} seconds), got {value!r}. To delete files "
+        "when the job is finished, set delete_remote_files.",
+    )
 
 
 def _bought(job: Job) -> dict[str, str]:
@@ -81,6 +100,8 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
         number of jobs and DAGs: what is there is not bought, and what is bought is put there. Implies ``deduplicate``
     :param answer_cache_expires_after: seconds after which an answer there is not used; None for never. Default: 30 days
     :param delete_remote_files: delete the service's copies of all files at the end
+    :param files_expire_after: seconds or a timedelta, from 2 to 30 days, until the service deletes the job's files by
+        itself, whatever becomes of the job. Default: as long as the service keeps them, 30 days at OpenAI
     :param max_cost: refuse a job whose estimate is above this many USD, before anything is sent; needs ``prices``
         unless every row is answered already. The estimate has the prompts, and answers at each request's token cap
         times its ``n``; a request without a cap counts no answer, and further attempts are not counted
@@ -123,6 +144,7 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
         answer_cache: str | ObjectStoragePath | None = None,
         answer_cache_expires_after: float | timedelta | None = 30 * 86_400,
         delete_remote_files: bool = False,
+        files_expire_after: float | timedelta | None = None,
         max_cost: float | None = None,
         prices: Mapping[str, Mapping[str, float]] | None = None,
         dry_run: bool = False,
@@ -158,6 +180,7 @@ class OpenAIBatchOperator(OpenAIBatchesOperator):
             answer_cache_expires_after, "answer_cache_expires_after"
         )
         self.delete_remote_files = parameters.flag(delete_remote_files, "delete_remote_files")
+        self.files_expire_after = None if files_expire_after is None else _lifetime(files_expire_after)
         self.max_cost = None if max_cost is None else parameters.usd(max_cost, "max_cost")
         self.prices = prices
         # Not `dry_run`: Airflow's operators have a method of that name.

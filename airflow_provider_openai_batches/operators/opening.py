@@ -165,6 +165,7 @@ def _settings(operator: OpenAIBatchOperator) -> JobSettings:
         deduplicate=operator.deduplicate,
         answer_cache=cache,
         delete_remote_files=operator.delete_remote_files,
+        files_expire_after=operator.files_expire_after,
         finish_synchronously_below=operator.finish_synchronously_below,
         cancel_when_late=operator.on_timeout == "cancel",
     )

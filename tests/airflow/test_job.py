@@ -724,6 +724,7 @@ def test_directory_of_another_task_instance_is_refused(
         *(("replan", value) for value in ("sometimes", None)),
         *(("output_format", value) for value in ("csv", None, ["jsonl"])),
         *(("max_cost", value) for value in (-1, "10", float("nan"), True)),
+        *(("files_expire_after", value) for value in (0, 3_600, datetime.timedelta(days=31), "30d", True)),
         *((name, "False") for name in ("cancel_on_kill", "deferrable", "delete_remote_files", "dry_run")),
     ],
     ids=lambda value: value if isinstance(value, str) else repr(value),
@@ -800,6 +801,13 @@ def test_cost_is_that_of_the_tokens_used(new_task: Callable[..., Task]) -> None:
 def test_remote_files_are_deleted_only_if_asked_for(new_task: Callable[..., Task], delete: bool, left: int) -> None:
     new_task(max_requests_per_batch=2, delete_remote_files=delete).run()
     assert len(list(OpenAIBatchesHook().list_files())) == left
+
+
+def test_files_are_kept_at_the_service_for_as_long_as_was_asked_for(new_task: Callable[..., Task]) -> None:
+    new_task(files_expire_after=datetime.timedelta(days=5)).run()
+    files = list(OpenAIBatchesHook().list_files())
+    assert {file.purpose for file in files} == {"batch", "batch_output"}
+    assert {(file.expires_at or 0) - (file.created_at or 0) for file in files} == {5 * 86_400}
 
 
 # --- Airflow ---------------------------------------------------------------------------------------------------------
