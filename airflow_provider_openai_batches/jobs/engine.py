@@ -27,6 +27,7 @@ from airflow_provider_openai_batches.api.errors import (
 )
 from airflow_provider_openai_batches.api.models import Batch, BatchStatus
 from airflow_provider_openai_batches.api.settings import ClientSettings
+from airflow_provider_openai_batches.jobs.copies import delete_copies, upload
 from airflow_provider_openai_batches.jobs.direct import finish_directly, holds_back
 from airflow_provider_openai_batches.jobs.directory import JobDirectory
 from airflow_provider_openai_batches.jobs.finish import estimate, finish
@@ -263,6 +264,7 @@ def _end(job: Job) -> Waiting | Finished | Stopped:
     cancel_twins(job)
     manifest = finish(job)
     if ledger.replanning:
+        delete_copies(job)
         ledger.manifest, deadline = manifest, ledger.deadline
         begin_generation(ledger, ledger.max_tries)
         ledger.deadline = deadline
@@ -272,8 +274,7 @@ def _end(job: Job) -> Waiting | Finished | Stopped:
         raise _refused(job, manifest)
     if not all(shard.finished for shard in ledger.shards):
         return Stopped(manifest)
-    if job.settings.delete_remote_files:
-        _delete_remote_files(job)
+    delete_copies(job)
     ledger.manifest = manifest
     job.save()
     job.directory.clean()
@@ -362,7 +363,7 @@ def _take_steps(job: Job, shard: Shard, *, buying: bool, holding: bool) -> None:
     while shard in job.ledger.shards:
         match next_step(shard, job.now(), buying=buying, holding=holding):
             case Step.UPLOAD:
-                _upload(job, shard)
+                upload(job, shard)
             case Step.BUY:
                 if shard.round.intent_at is None and not admitted(job, shard):
                     return
@@ -422,28 +423,3 @@ def _look_at_batches(job: Job) -> list[OpenAIBatchesError]:
             errors.append(sighting.outage)
     job.save()
     return errors
-
-
-def _upload(job: Job, shard: Shard) -> None:
-    current = shard.round
-    name = f"{job.ledger.job_id}-shard-{shard.index:05d}-round-{current.number}.jsonl"
-    with job.directory.local(shard.file("requests", current.number)) as path:
-        file = job.client.upload_file(
-            lambda: path.open("rb"), filename=name, expires_after=job.settings.files_expire_after
-        )
-    current.file_id = file.id
-    current.troubles = 0
-    job.save()
-    log.info("Uploaded shard %d, round %d: %d requests, %d bytes.", shard.index, current.number, current.requests,
-             current.bytes)  # fmt: skip
-
-
-def _delete_remote_files(job: Job) -> None:
-    """Delete the service's copies. One that cannot be deleted now expires by itself."""
-    rounds = [landed for shard in job.ledger.shards for landed in shard.rounds]
-    file_ids = [file_id for each in rounds for file_id in (each.file_id, each.output_file_id, each.error_file_id)]
-    for file_id in filter(None, [*file_ids, *job.ledger.unused_files]):
-        try:
-            job.client.delete_file(file_id)
-        except OpenAIBatchesError as error:
-            log.warning("Could not delete file %s: %s", file_id, error)

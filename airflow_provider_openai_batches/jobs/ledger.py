@@ -205,6 +205,8 @@ class Ledger(msgspec.Struct):
     twins: list[str] = []
     # Uploaded input files that no round sends any more.
     unused_files: list[str] = []
+    # Since when the service may have uploaded files whose ids nobody was told; see :mod:`~.copies`.
+    unsure_since: float | None = None
     manifest: dict[str, Any] | None = None
 
     @property

@@ -499,25 +499,6 @@ def test_pause_that_ended_while_other_shards_were_busy_is_looked_at_at_once(new_
     assert outcome.not_before <= world.now, "the first shard may go on now"
 
 
-# --- the service's copies ------------------------------------------------------------------------------------------
-
-
-def test_delete_remote_files_leaves_none_behind(new_world: NewWorld) -> None:
-    world = new_world(delete_remote_files=True)
-    world.add_faults(
-        {"on": {"custom_id": "row-1"}, "do": {"outcome": "error"}, "times": 1},
-        {"on": {"batch": {"metadata": {"airflow_shard": "1"}}}, "do": {"outcome": "file_not_found"}, "times": 4},
-    )
-    world.check_results(world.run())
-    assert world.calls("POST /v1/files") == 4, "one of the three was uploaded anew"
-    assert world.files() == []
-
-
-def test_remote_files_stay_unless_told_otherwise(world: World) -> None:
-    world.run()
-    assert len(world.files()) == 6
-
-
 def test_nothing_in_the_making_is_left_in_the_directory(world: World) -> None:
     world.run()
     names = [path.name for path in world.location.rglob("*") if path.is_file()]

@@ -1,0 +1,78 @@
+"""The service's copies of a job's files: one upload for each round, and at the end none, if that was asked for.
+
+An upload whose answer is lost, or whose process is killed before it can write down the answer, leaves a file of which
+nobody has the id. Its name has the job's id in it, so it can be found in the listing of the project's files. As that
+may be long, a job looks only if there was such an upload, and only as far back as the first of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, BinaryIO
+
+from airflow_provider_openai_batches.api.errors import OpenAIBatchesError
+from airflow_provider_openai_batches.jobs.ledger import Ledger, Shard
+
+if TYPE_CHECKING:
+    from airflow_provider_openai_batches.jobs.engine import Job
+
+log = logging.getLogger(__name__)
+
+
+def upload(job: Job, shard: Shard) -> None:
+    """Upload the requests of a shard's latest round."""
+    ledger, current = job.ledger, shard.round
+    was_unsure, sent = ledger.unsure_since is not None, 0
+    with job.directory.local(shard.file("requests", current.number)) as path:
+
+        def content() -> BinaryIO:
+            # Called once per POST. Only who deletes pays for a further write of the ledger.
+            nonlocal sent
+            sent += 1
+            if job.settings.delete_remote_files and ledger.unsure_since is None:
+                ledger.unsure_since = job.now()
+                job.save()
+            return path.open("rb")
+
+        name = f"{_prefix(ledger)}{shard.index:05d}-round-{current.number}.jsonl"
+        file = job.client.upload_file(content, filename=name, expires_after=job.settings.files_expire_after)
+    current.file_id = file.id
+    current.troubles = 0
+    if not was_unsure and sent == 1:
+        ledger.unsure_since = None
+    job.save()
+    log.info("Uploaded shard %d, round %d: %d requests, %d bytes.", shard.index, current.number, current.requests,
+             current.bytes)  # fmt: skip
+
+
+def delete_copies(job: Job) -> None:
+    """Delete the service's copies, if that was asked for. One that cannot be deleted now expires by itself."""
+    if not job.settings.delete_remote_files:
+        return
+    ledger = job.ledger
+    rounds = [landed for shard in ledger.shards for landed in shard.rounds]
+    known = [file_id for each in rounds for file_id in (each.file_id, each.output_file_id, each.error_file_id)]
+    for file_id in filter(None, dict.fromkeys([*known, *ledger.unused_files, *_unknown(job)])):
+        try:
+            job.client.delete_file(file_id)
+        except OpenAIBatchesError as error:
+            log.warning("Could not delete file %s: %s", file_id, error)
+
+
+def _unknown(job: Job) -> list[str]:
+    """Return the ids of the job's input files, if there may be some that nobody was told."""
+    ledger = job.ledger
+    if ledger.unsure_since is None:
+        return []
+    try:
+        files = job.client.files_since(ledger.unsure_since)
+        found = [file.id for file in files if (file.filename or "").startswith(_prefix(ledger))]
+    except OpenAIBatchesError as error:
+        log.warning("Could not look for files of uploads whose answers were lost: %s", error)
+        return []
+    ledger.unsure_since = None
+    return found
+
+
+def _prefix(ledger: Ledger) -> str:
+    return f"{ledger.job_id}-shard-"
