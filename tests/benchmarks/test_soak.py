@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.soak import MOST_MORE, MOST_RSS_MB, Sample, Tally, judge
+from benchmarks.soak.record import Sample, Tally
+from benchmarks.soak.verdict import MOST_MORE, MOST_RSS_MB, judge
 
 EMPTY = Sample(rss_mb=100, files=9, sockets=0, threads=2, tasks=0)
 
