@@ -72,8 +72,8 @@ def bare(service: Service, place: Path, rows: int, size: int) -> None:
             line = {"custom_id": f"row-{index}", "method": "POST", "url": ENDPOINT, "body": body}
             lines.write(encode(line) + b"\n")
     with requests.Session() as http:
-        with source.open("rb") as content:
-            parts = MultipartEncoder({"purpose": "batch", "file": ("source.jsonl", content, "application/jsonl")})
+        with source.open("rb") as upload:
+            parts = MultipartEncoder({"purpose": "batch", "file": ("source.jsonl", upload, "application/jsonl")})
             headers = {"Content-Type": parts.content_type}
             file = http.post(f"{base_url}/files", data=parts, headers=headers, timeout=600).json()
         order = {"input_file_id": file["id"], "endpoint": ENDPOINT, "completion_window": "24h"}
@@ -85,15 +85,15 @@ def bare(service: Service, place: Path, rows: int, size: int) -> None:
             for chunk in answer.iter_content(1 << 20):
                 sink.write(chunk)
     offsets, lengths, at = [0] * rows, [0] * rows, 0
-    with output.open("rb") as lines:
-        for line in lines:
-            index = int(decode(line).custom_id[4:])
-            offsets[index], lengths[index] = at, len(line)
-            at += len(line)
-    with output.open("rb") as lines, results.open("wb") as sink:
+    with output.open("rb") as answers:
+        for answer_line in answers:
+            index = int(decode(answer_line).custom_id[4:])
+            offsets[index], lengths[index] = at, len(answer_line)
+            at += len(answer_line)
+    with output.open("rb") as answers, results.open("wb") as sink:
         for index in range(rows):
-            lines.seek(offsets[index])
-            sink.write(lines.read(lengths[index]))
+            answers.seek(offsets[index])
+            sink.write(answers.read(lengths[index]))
 
 
 def ours(service: Service, place: Path, rows: int, size: int) -> None:

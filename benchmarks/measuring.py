@@ -48,10 +48,13 @@ def in_own_process(python: str, module: str, *arguments: str) -> Any:
 
 
 @contextlib.contextmanager
-def emulator() -> Iterator[str]:
-    """Run an emulator whose time stands still; give its base URL."""
+def emulator(*options: str) -> Iterator[str]:
+    """Run an emulator whose time stands still; give its base URL.
+
+    :param options: further ones of its command line
+    """
     command = [sys.executable, "-m", "airflow_provider_openai_batches.emulator", "--port", "0", "--speed", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
     try:
         assert process.stdout is not None
         yield process.stdout.readline().rpartition(" ")[2].strip()
@@ -78,13 +81,13 @@ def calls(base_url: str) -> dict[str, int]:
 
 def batches(base_url: str) -> int:
     """Number of batches the emulator has, without those that failed validation."""
-    count, after = 0, None
+    count, query = 0, {"limit": "100"}
     while True:
-        page = requests.get(f"{base_url}/batches", params={"limit": 100, "after": after}, timeout=60).json()
-        count += sum(batch["status"] != "failed" for batch in page["data"])
+        page = requests.get(f"{base_url}/batches", params=query, timeout=60).json()
+        count += [batch["status"] == "failed" for batch in page["data"]].count(False)
         if not page["has_more"]:
             return count
-        after = page["last_id"]
+        query["after"] = page["last_id"]
 
 
 def _control(base_url: str, method: str, what: str, body: Any = None) -> Any:

@@ -7,20 +7,18 @@ that sends the request; the emulator is another process. Whole time is as the br
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import logging
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import Table, calls
+from benchmarks.measuring import Table, calls, emulator
 
 LIMIT_S = 0.3
 DAGS = 200
@@ -37,9 +35,12 @@ def main() -> int:
     options.add_argument("--batches", type=int, default=10_000, help="in the account (default: %(default)s)")
     options.add_argument("--rounds", type=int, default=_ROUNDS, help="of each request (default: %(default)s)")
     given = options.parse_args()
-    with tempfile.TemporaryDirectory(prefix="page-") as home, _emulator(Path(home), given.batches) as base_url:
-        _settings(Path(home), base_url)
-        return _measure(_api_server(Path(home)), base_url, given.batches, given.rounds)
+    with tempfile.TemporaryDirectory(prefix="page-") as name:
+        home, account = Path(name), Path(name, "emulator")
+        _fill(account, given.batches)
+        with emulator("--data-dir", str(account)) as base_url:
+            _settings(home, base_url)
+            return _measure(_api_server(home), base_url, given.batches, given.rounds)
 
 
 def _measure(get: Callable[..., Any], base_url: str, batches: int, rounds: int) -> int:
@@ -82,12 +83,11 @@ def _measure(get: Callable[..., Any], base_url: str, batches: int, rounds: int) 
     return int(worst > LIMIT_S)
 
 
-@contextlib.contextmanager
-def _emulator(home: Path, batches: int) -> Iterator[str]:
-    """Run one whose account has had many batches; give its base URL."""
+def _fill(account: Path, batches: int) -> None:
+    """Give an emulator's account many batches that are over."""
     from airflow_provider_openai_batches.emulator.store import Store, StoredBatch, StoredFile
 
-    store = Store(home / "emulator")
+    store = Store(account)
     now = int(time.time())
     with store.transaction():
         for kind, purpose in (("in", "batch"), ("out", "batch_output")):
@@ -115,14 +115,6 @@ def _emulator(home: Path, batches: int) -> Iterator[str]:
                 )
             )
     store.close()
-    command = [sys.executable, "-m", "airflow_provider_openai_batches.emulator", "--port", "0", "--speed", "0"]
-    process = subprocess.Popen([*command, "--data-dir", str(home / "emulator")], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield process.stdout.readline().rpartition(" ")[2].strip()
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def _settings(home: Path, base_url: str) -> None:

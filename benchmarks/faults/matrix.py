@@ -237,8 +237,8 @@ class _Api:
 
     def upload(self, content: bytes) -> str:
         """Upload requests; return the file's id."""
-        parts = {"purpose": (None, "batch"), "file": ("source.jsonl", content)}
-        file_id: str = requests.post(f"{self._base_url}/files", files=parts, timeout=60).json()["id"]
+        url, named = f"{self._base_url}/files", ("source.jsonl", content)
+        file_id: str = requests.post(url, data={"purpose": "batch"}, files={"file": named}, timeout=60).json()["id"]
         return file_id
 
     def create(self, file_id: str) -> str:

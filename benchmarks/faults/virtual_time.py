@@ -72,7 +72,7 @@ def install() -> None:
     time.time = lambda: real[0]() if current is None else current.now
     # A small number: an event loop's timers differ by nanoseconds, which a unix time cannot tell apart.
     time.monotonic = lambda: real[1]() if current is None else current.passed
-    time.sleep = lambda seconds: real[2](seconds) if current is None else current.sleep(seconds)
+    time.sleep = lambda seconds: real[2](seconds) if current is None else current.sleep(float(seconds))
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -88,7 +88,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.busy = 0
         super().__init__(_Jumping(self))
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
         """Count what threads are at work on."""
         self.busy += 1
         future = super().run_in_executor(executor, func, *args)
