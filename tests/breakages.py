@@ -320,6 +320,39 @@ BREAKAGES = (
         "                self.sighting.errors[batch_id] = self.sighting.outage = error\n",
         ("tests/polling/test_sighting.py", "tests/polling/test_poller.py"),
     ),
+    Breakage(
+        "looks stay off the loop's default executor",
+        "they take a thread of it, as any other's to_thread",
+        "polling.py",
+        "run_in_executor(self._thread, look,",
+        "run_in_executor(None, look,",
+        ("tests/polling/test_poller.py", "-k", "default_executor or a_completion_is_noticed"),
+    ),
+    # --- it is Airflow -----------------------------------------------------------------------------------------------
+    Breakage(
+        "no worker is held while a job waits",
+        "the task waits in its worker, whatever it was told",
+        "operators/job.py",
+        "        if self.deferrable:\n            self._defer(waiting)\n",
+        "        if False:\n            self._defer(waiting)\n",
+        ("tests/airflow/test_job.py", "-k", "without_worker or ids_and_link"),
+    ),
+    Breakage(
+        "ids are in Airflow as soon as they are known",
+        "they come with the result",
+        "operators/job.py",
+        '            context["ti"].xcom_push(key="batch_ids", value=batch_ids)\n',
+        "",
+        ("tests/airflow/test_job.py", "-k", "ids_and_link"),
+    ),
+    Breakage(
+        "ids and paths are templates",
+        "the output path is taken as it is written",
+        "operators/job.py",
+        '("requests", "output_path", "model", "endpoint", "conn_id")',
+        '("requests", "model", "endpoint", "conn_id")',
+        ("tests/airflow/test_dags.py", "tests/airflow/test_decorator.py", "tests/airflow/test_job.py"),
+    ),
     # --- who may do what, and who learns what ------------------------------------------------------------------------
     Breakage(
         "webhooks are signed",
