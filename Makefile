@@ -16,7 +16,7 @@
 #   make bench-waiting what a thousand waiting tasks cost a triggerer
 #   make bench        what jobs cost, beside the rivals and a bare script; BENCH_ARGS=--full for a million rows
 #   make bench-faults every fault of the service against every operation, ours and the rivals'
-#   make soak         an hour of jobs with random faults: nothing grows; SOAK_ARGS="--minutes 5 --seed 1"
+#   make soak         an hour of jobs with random faults: nothing grows; SOAK_ARGS="--minutes 5 --seed 1" for less
 #   make clean        remove everything these commands made
 #
 # Settings: PYTHON=/path/to/python3, AIRFLOW_PORT=..., EMULATOR_PORT=..., DEMO_MODEL=..., PYTEST_ARGS=..., BENCH_ARGS=...,
@@ -39,7 +39,7 @@ MATRIX_EDGES := $(addprefix tests/,airflow/test_dags.py airflow/test_decorator.p
   airflow/test_sensor.py api/test_batches.py api/test_create.py jobs/test_directory.py jobs/test_engine.py \
   plugin/test_authorization.py plugin/test_batches.py polling/test_trigger.py polling/test_triggerer.py)
 
-.PHONY: help demo demo-local airflow test test-matrix test-matrix-edges test-distributed docs docs-serve lint check build release-check bench bench-import bench-waiting bench-faults soak constraints constraints-matrix install clean
+.PHONY: help demo demo-local airflow test test-matrix test-matrix-edges test-distributed docs docs-serve lint check build release-check bench bench-import bench-waiting bench-faults soak constraints constraints-matrix install install-distributed clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -109,6 +109,8 @@ soak: $(INSTALLED)
 	$(PY) -m benchmarks.soak $(SOAK_ARGS)
 
 install: $(INSTALLED)
+
+install-distributed: $(DISTRIBUTED_INSTALLED)
 
 $(DEMO_INSTALLED): pyproject.toml constraints.txt demo/install.sh
 	@PYTHON="$(PYTHON)" sh demo/install.sh demo
