@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import psutil
+import requests
 
 from demo.airflow import Airflow
 from demo.openai_server import CONNECTION_VARIABLE
-from demo.processes import HOST, Child, Processes, is_alive
+from demo.processes import HOST, Processes
 from tests.conftest import API_KEY
+from tests.distributed.killing import bury, child_of, family, kill
 from tests.distributed.services import Services
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -26,7 +26,6 @@ TRIGGERERS = ("triggerer", "triggerer-2")
 SLOTS = 3
 """Tasks at a time in each worker."""
 START_TIMEOUT_S = 120
-DEATH_TIMEOUT_S = 15
 
 # How long a part may be silent before it counts as dead: minutes by default, and this is a test.
 QUICK_TO_NOTICE = {
@@ -52,7 +51,7 @@ class Cluster:
     def __init__(self, airflow: Airflow) -> None:
         self.airflow = airflow
         self.processes = airflow.processes
-        self._environment = psutil.Process(self.child(TRIGGERERS[0]).popen.pid).environ()
+        self._environment = psutil.Process(child_of(self.processes, TRIGGERERS[0]).popen.pid).environ()
         self._triggerer_jobs: dict[str, int] = {}
         self._note_job_of(TRIGGERERS[0])
 
@@ -95,14 +94,9 @@ class Cluster:
     def _start(self, name: str, *words: str) -> None:
         self.processes.start(name, [sys.executable, "-m", "airflow", *words], env=self._environment)
 
-    def child(self, name: str) -> Child:
-        """Find a component by its name."""
-        [child] = [child for child in self.processes._children if child.name == name]
-        return child
-
     def wait_until_ready(self, worker: str) -> None:
         """Wait until a worker takes tasks."""
-        log = self.child(worker).log
+        log = child_of(self.processes, worker).log
         self.processes.wait_for(
             lambda: "ready." in log.read_text(errors="replace"), timeout_s=START_TIMEOUT_S, what=f"{worker} to be ready"
         )
@@ -112,38 +106,29 @@ class Cluster:
 
         :return: how many processes died
         """
-        child = self.child(name)
-        process = psutil.Process(child.popen.pid)
-        # From here on its death is no surprise.
-        self.processes._children.remove(child)
-        process.suspend()  # so that it starts nothing while its family is counted
-        dead = {process}
-        while family := {each for each in self.family(child) if is_alive(each)}:
-            dead |= family
-            for each in family:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    each.kill()
-            child.popen.poll()
-        child.popen.wait(DEATH_TIMEOUT_S)
-        self.processes.wait_for(
-            lambda: not any(map(is_alive, dead)), timeout_s=DEATH_TIMEOUT_S, what=f"{name} to be gone"
-        )
-        child.log.rename(child.log.with_suffix(f".killed-{child.popen.pid}.log"))
+        child, dead = kill(self.processes, name)
         self.processes.start(name, child.popen.args, env=self._environment)
-        return len(dead)
+        return dead
 
-    def family(self, child: Child) -> Iterator[psutil.Process]:
-        """Yield the processes of a component: it, its descendants, and whoever was left in its session."""
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError, PermissionError):
-                if os.getsid(process.pid) == child.popen.pid:
-                    yield process
-                    yield from process.children(recursive=True)
+    def restart_dead(self) -> list[str]:
+        """Start anew what has ended by itself, as a supervisor would, and name it."""
+        dead = [child for child in self.processes._children if child.lasting and child.popen.poll() is not None]
+        for child in dead:
+            bury(self.processes, child)
+            self.processes.start(child.name, child.popen.args, env=self._environment)
+        return [child.name for child in dead]
+
+    def is_healthy(self) -> bool:
+        """Whether the API server answers, and says that all parts are healthy."""
+        try:
+            return self.airflow._is_healthy()
+        except requests.RequestException:  # An error page, while there is no database.
+            return False
 
     def worker_with(self, pid: int) -> str | None:
         """Name the worker of which a process is part."""
         for name in WORKERS:
-            if pid in {each.pid for each in self.family(self.child(name))}:
+            if pid in {each.pid for each in family(child_of(self.processes, name))}:
                 return name
         return None
 

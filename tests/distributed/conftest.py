@@ -85,12 +85,15 @@ def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         service = Service(emulator.client())
         cluster = Cluster.start(processes, directory / "airflow", running, network.port)
         chronicle.ready_after_s = time.monotonic() - chronicle.began
-        story = Story(cluster, service, network, chronicle)
+        story = Story(cluster, running, service, network, chronicle)
         story.begin("first")
         story.kill_worker()
         story.kill_triggerer()
         story.kill_scheduler()
         story.cut_network(request.config.getoption("--cut-seconds"))
+        story.kill_api_server()
+        story.kill_redis()
+        story.kill_postgresql()
         jobs = story.finish()
         rows = {job: result_rows(ended.manifest.get("results", ()), running.read_result) for job, ended in jobs.items()}
         outcome = Outcome(jobs, rows, service.batches(), service.bought())

@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 
 import requests
 
-from demo.processes import HOST, Processes, claim_port, local_environment
+from demo.processes import HOST, Child, Processes, claim_port, local_environment
+from tests.distributed.killing import kill
 
 START_TIMEOUT_S = 60
 BUCKET = "jobs"
@@ -46,9 +47,11 @@ class Services:
     :param redis: URL with password
     :param s3: endpoint; any key will do
     :param home: the data of all of them
+    :param processes: what they run in
     """
 
     home: Path
+    processes: Processes = field(repr=False)
     postgresql: str = field(repr=False)
     redis: str = field(repr=False)
     s3: str
@@ -66,6 +69,17 @@ class Services:
         )
         found = client.get_object(Bucket=parts.netloc.rpartition("@")[2], Key=parts.path.lstrip("/"))
         return bytes(found["Body"].read())
+
+    def kill(self, name: str) -> Child:
+        """Kill ``postgresql`` or ``redis``; the data stays where it is.
+
+        :return: what :meth:`start_again` takes
+        """
+        return kill(self.processes, name)[0]
+
+    def start_again(self, dead: Child) -> None:
+        """Start a service as it was, on its old port and data."""
+        self.processes.start(dead.name, dead.popen.args, env=_environment())
 
     def s3_connection(self) -> str:
         """Return the Airflow connection to S3, as JSON."""
@@ -98,6 +112,7 @@ def running(processes: Processes) -> Iterator[Services]:
         as_user = _unprivileged(home)
         yield Services(
             home=home,
+            processes=processes,
             postgresql=_start_postgresql(processes, home, as_user),
             redis=_start_redis(processes, home, as_user),
             s3=_start_s3(processes),
@@ -110,8 +125,7 @@ def _start_postgresql(processes: Processes, home: Path, as_user: list[str]) -> s
     locale = ("--encoding=UTF8", "--locale=C", "--no-sync")
     access = ("--username=airflow", f"--pwfile={password_file}", "--auth=scram-sha-256")
     initdb = [*as_user, str(_postgresql("initdb")), "--pgdata", str(data), *locale, *access]
-    environment = local_environment({}, without=("PG",))
-    processes.run("initdb", initdb, env=environment, timeout_s=START_TIMEOUT_S)
+    processes.run("initdb", initdb, env=_environment(), timeout_s=START_TIMEOUT_S)
     settings = {
         "listen_addresses": HOST,
         "port": port,
@@ -122,7 +136,7 @@ def _start_postgresql(processes: Processes, home: Path, as_user: list[str]) -> s
     }
     options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
     postgres = [*as_user, str(_postgresql("postgres")), "-D", str(data), *options]
-    processes.start("postgresql", postgres, env=environment)
+    processes.start("postgresql", postgres, env=_environment())
     ready = [str(_postgresql("pg_isready")), "-q", "-h", HOST, "-p", str(port), "-t", "30"]
     processes.wait_for(lambda: os.spawnv(os.P_WAIT, ready[0], ready) == 0, timeout_s=START_TIMEOUT_S, what="PostgreSQL")
     return f"airflow:{password}@{HOST}:{port}/postgres"
@@ -134,7 +148,7 @@ def _start_redis(processes: Processes, home: Path, as_user: list[str]) -> str:
     # In a file, since everybody may read a command line.
     config = _private(home / "redis.conf", "".join(f"{name} {value}\n" for name, value in settings.items()))
     command = [*as_user, str(shutil.which("redis-server")), str(config)]
-    child = processes.start("redis", command, env=local_environment({}))
+    child = processes.start("redis", command, env=_environment())
     ready = "Ready to accept connections"
     processes.wait_for(lambda: ready in child.log.read_text(), timeout_s=START_TIMEOUT_S, what="Redis")
     return f"redis://:{password}@{HOST}:{port}/0"
@@ -144,7 +158,7 @@ def _start_s3(processes: Processes) -> str:
     port = claim_port(None, "")
     url = f"http://{HOST}:{port}"
     argv = [sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(port)]
-    processes.start("s3", argv, env=local_environment({}, without=("AWS_",)))
+    processes.start("s3", argv, env=_environment())
 
     def bucket_made() -> bool:
         try:
@@ -154,6 +168,10 @@ def _start_s3(processes: Processes) -> str:
 
     processes.wait_for(bucket_made, timeout_s=START_TIMEOUT_S, what="S3")
     return url
+
+
+def _environment() -> dict[str, str]:
+    return local_environment({}, without=("PG", "AWS_"))
 
 
 def _unprivileged(home: Path) -> list[str]:

@@ -12,12 +12,15 @@ from tests.distributed.chronicle import Chronicle
 from tests.distributed.cluster import Cluster
 from tests.distributed.evidence import Service
 from tests.distributed.network import Network
+from tests.distributed.services import Services
 from tests.distributed.workload import BY_DAG, IN_TASK, RUNS
 
 MOMENT_TIMEOUT_S = 150
 END_TIMEOUT_S = 420
 MEMORY_EVERY_S = 5.0
 POLL_S = 0.5
+AWAY_S = 5.0
+"""How long a service is away: what is begun meanwhile meets nobody."""
 
 Tasks = dict[tuple[str, str], dict[str, Any]]
 
@@ -40,14 +43,19 @@ class Ended:
 class Story:
     """One run of everything. Each method is a chapter, and goes on when what it waits for has happened."""
 
-    def __init__(self, cluster: Cluster, service: Service, network: Network, chronicle: Chronicle) -> None:
+    def __init__(
+        self, cluster: Cluster, services: Services, service: Service, network: Network, chronicle: Chronicle
+    ) -> None:
         self._cluster = cluster
+        self._services = services
         self._airflow = cluster.airflow
         self._service = service
         self._network = network
         self._chronicle = chronicle
         self._runs: dict[str, tuple[str, str]] = {}
         self._weighed_at = 0.0
+        self._ended: list[str] | None = None
+        """Components that ended by themselves and were begun anew; None as long as none may."""
 
     def begin(self, *names: str) -> None:
         """Start runs."""
@@ -102,10 +110,7 @@ class Story:
     def kill_scheduler(self) -> None:
         """Kill the scheduler while some jobs are in their second round."""
         self._until(lambda: self._batches(round_number="2"), "a second round")
-        states = Counter(task["state"] for task in self._tasks().values())
-        event = self._chronicle.note(
-            "kill -9 of the scheduler", f"the first second round was bought; tasks: {_list(states)}"
-        )
+        event = self._chronicle.note("kill -9 of the scheduler", f"the first second round was bought; {self._states()}")
         dead = self._cluster.kill("scheduler")
         # A new run needs a scheduler.
         self.begin("fourth", "fifth")
@@ -131,6 +136,47 @@ class Story:
             f"{stranded} connections got no answer, {ended} batches ended unseen; the next was bought after {{s}}"
         )
 
+    def kill_api_server(self) -> None:
+        """Kill the API server, by which running tasks talk to Airflow, while one of them is buying."""
+        self.begin("sixth")
+        self._until(lambda: self._batches("sixth"), "the sixth job's first batch")
+        event = self._chronicle.note(
+            "kill -9 of the API server",
+            f"run `sixth` had bought {len(self._batches('sixth'))} of {IN_TASK.shards} batches; {self._states()}",
+        )
+        dead = self._cluster.kill("api-server")
+        self._until(self._cluster.is_healthy, "the API server to answer again")
+        event.saw(f"{_processes(dead)} gone; it answered again after {{s}}")
+        self._until(lambda: len(self._batches("sixth")) >= IN_TASK.shards, "the sixth job's other batches")
+        event.seen += f"; the job bought the rest in its try {self._tasks()['sixth', 'label']['try_number']}"
+
+    def kill_redis(self) -> None:
+        """Kill Celery's broker, and begin a run while it is away."""
+        event = self._chronicle.note(f"kill -9 of Redis, back after {AWAY_S:.0f} s", self._states())
+        dead = self._services.kill("redis")
+        self.begin("seventh")
+        self._stay_away("redis")
+        self._services.start_again(dead)
+        self._until(lambda: self._batches("seventh"), "a batch of a run that began without Redis")
+        event.saw("a run begun meanwhile bought its first batch after {s}")
+
+    def kill_postgresql(self) -> None:
+        """Kill the database in the midst of buying. What ends by itself for lack of it is begun anew."""
+        wanted = sum(work.shards for work in BY_DAG["fleet"])
+        event = self._chronicle.note(
+            f"kill -9 of PostgreSQL, back after {AWAY_S:.0f} s",
+            f"run `seventh` had bought {len(self._batches('seventh'))} of {wanted} batches; {self._states()}",
+        )
+        dead = self._services.kill("postgresql")
+        self._stay_away("postgresql")
+        self._services.start_again(dead)
+        self._ended = []
+        self._until(self._cluster.is_healthy, "all of Airflow to be healthy again")
+        event.saw("all healthy again after {s}")
+        self._until(lambda: len(self._batches("seventh", "1")) >= wanted, "the seventh run's other batches")
+        ended = ", ".join(f"`{name}`" for name in self._ended) or "none"
+        event.seen += f"; parts that ended without it and were begun anew: {ended}"
+
     def finish(self) -> dict[tuple[str, str], Ended]:
         """Wait until all runs are over, and return how each job ended."""
         self._until(self._all_over, "the end of all runs", timeout_s=END_TIMEOUT_S)
@@ -147,9 +193,23 @@ class Story:
             if time.monotonic() - self._weighed_at > MEMORY_EVERY_S:
                 self._chronicle.peak_mib = max(self._chronicle.peak_mib, self._cluster.memory_mib())
                 self._weighed_at = time.monotonic()
+            if self._ended is not None:
+                self._ended += self._cluster.restart_dead()
             return condition()
 
-        return self._cluster.processes.wait_for(weighed, timeout_s=timeout_s, what=what, poll_s=POLL_S)
+        # One of them gives up as soon as a component has ended by itself.
+        processes = self._cluster.processes if self._ended is None else self._services.processes
+        return processes.wait_for(weighed, timeout_s=timeout_s, what=what, poll_s=POLL_S)
+
+    def _stay_away(self, service: str) -> None:
+        """Let the time pass in which a service is away, and whoever needs it may end."""
+        began = time.monotonic()
+        self._services.processes.wait_for(
+            lambda: time.monotonic() - began >= AWAY_S, timeout_s=2 * AWAY_S, what=f"{service} to have been away"
+        )
+
+    def _states(self) -> str:
+        return f"tasks: {_list(Counter(task['state'] for task in self._tasks().values()))}"
 
     def _tasks(self) -> Tasks:
         return self._cluster.tasks(self._runs)
