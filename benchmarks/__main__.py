@@ -39,7 +39,8 @@ def main() -> int:
     grown, over = grow(shards)
     waiting, over_too = compare_waiting(batches, given.rivals)
     failed += over + over_too
-    text = "\n".join([_head(), *map(str, [*compared, *grown, waiting])])
+    arguments = " BENCH_ARGS=--full" if given.full else ""
+    text = "\n".join([_head(f"make bench{arguments}"), *map(str, [*compared, *grown, waiting])])
     DOCS.write_text(text, encoding="utf-8")
     print(text)
     for limit in failed:
@@ -47,10 +48,10 @@ def main() -> int:
     return int(bool(failed))
 
 
-def _head() -> str:
+def _head(command: str) -> str:
     return f"""# Benchmarks
 
-Written by `make bench` on {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}: {_machine()};
+Written by `{command}` on {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}: {_machine()};
 {_versions()}.
 
 Each figure is of a process of its own, with one emulator for all in another. CPU is user and system time of that

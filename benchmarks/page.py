@@ -32,7 +32,9 @@ def main() -> int:
     :return: exit code: 1 if the list's own time is over the limit
     """
     options = argparse.ArgumentParser(prog="python -m benchmarks.page", description=__doc__)
-    options.add_argument("--batches", type=int, default=10_000, help="in the account (default: %(default)s)")
+    options.add_argument(
+        "--batches", type=int, default=10_000, help="in the account, 1000 or more (default: %(default)s)"
+    )
     options.add_argument("--rounds", type=int, default=_ROUNDS, help="of each request (default: %(default)s)")
     given = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="page-") as name:
