@@ -263,14 +263,16 @@ def _end(job: Job) -> Waiting | Finished | Stopped:
     ledger = job.ledger
     cancel_twins(job)
     manifest = finish(job)
-    if ledger.replanning:
+    # Rows of a batch whose answers could not be fetched are paid for. To plan them anew would buy them again.
+    is_owed = any(shard.refusal and shard.round.batch_id and not shard.round.landed for shard in ledger.shards)
+    if ledger.replanning and not is_owed:
         delete_copies(job)
         ledger.manifest, deadline = manifest, ledger.deadline
         begin_generation(ledger, ledger.max_tries)
         ledger.deadline = deadline
         job.save()
         return advance(job)
-    if not ledger.stopping and any(shard.refusal for shard in ledger.shards):
+    if (ledger.replanning or not ledger.stopping) and any(shard.refusal for shard in ledger.shards):
         raise _refused(job, manifest)
     if not all(shard.finished for shard in ledger.shards):
         return Stopped(manifest)

@@ -51,7 +51,11 @@ def land(job: Job, shard: Shard) -> None:
     current = shard.round
     assert current.batch_id is not None
     # Once: if this does not work out, the batch is looked at anew.
-    batch = job.seen.pop(current.batch_id, None) or job.client.retrieve_batch(current.batch_id)
+    try:
+        batch = job.seen.pop(current.batch_id, None) or job.client.retrieve_batch(current.batch_id)
+    except NotFoundError as error:
+        lost(job, shard, error)
+        return
     if batch.status == BatchStatus.FAILED:
         _refused(job, shard, batch)
         return

@@ -11,7 +11,7 @@ from airflow_provider_openai_batches.api.errors import InvalidInputError
 from airflow_provider_openai_batches.jobs.engine import ShardRefusedError, Stopped, Waiting, advance
 from airflow_provider_openai_batches.jobs.ledger import LEDGER, LedgerError, Owner
 from airflow_provider_openai_batches.jobs.parts import read_results
-from tests.jobs.world import World
+from tests.jobs.world import BATCH_S, World
 
 NewWorld = Callable[..., World]
 
@@ -158,6 +158,31 @@ def test_replan_always_survives_a_retry_in_the_middle(world: World) -> None:
     assert isinstance(advance(world.attempt(max_tries=1, replan="always")), Waiting)
     outcome = world.run(max_tries=1, replan="always")
     assert len(world.check_results(outcome)) == 4
+
+
+def test_replan_always_waits_for_a_batch_that_reads_do_not_show_for_a_moment(new_world: NewWorld) -> None:
+    world = new_world(rows=["a", "b"])
+    advance(world.attempt())
+    world.pass_time(BATCH_S)
+    world.add_faults(
+        # Its answers cannot be fetched at first, so that it is looked at once more.
+        {"on": {"method": "GET", "path": "/files/*/content"}, "do": {"status": 500}, "times": 5},
+        {"on": {"method": "GET", "path": "/batches/*"}, "do": {"status": 404}, "skip": 1},
+    )
+    outcome = world.run(max_tries=1, replan="always")
+    assert outcome.manifest["kept"] == 2
+    assert set(world.sent().values()) == {1}, "what is paid for is not bought again"
+
+
+def test_replan_always_buys_nothing_again_while_answers_are_refused(new_world: NewWorld) -> None:
+    world = new_world(rows=["a", "b"])
+    advance(world.attempt())
+    world.pass_time(BATCH_S)
+    world.add_faults({"on": {"method": "GET", "path": "/files/*/content"}, "do": {"status": 400}})
+    with pytest.raises(ShardRefusedError, match="HTTP 400"):
+        world.run(max_tries=1, replan="always")
+    assert world.run(max_tries=1, replan="always").manifest["kept"] == 2
+    assert set(world.sent().values()) == {1}
 
 
 def test_clear_after_a_plan_that_failed_keeps_the_answers_of_the_run_before(world: World) -> None:
