@@ -105,6 +105,8 @@ class Account:
         for row, prompt in zip(generation.results, generation.rows, strict=True):
             assert row["custom_id"] == f"row-{row['index']}"
             assert row["context"] == {"prompt": prompt}
+            if following is not None and _is_given_up(row, sendings[row["custom_id"]]):
+                continue
             _check_row(f"generation {number}", row, prompt, sendings[row["custom_id"]], generation.kept)
 
     def _sendings(self, batch: dict[str, Any]) -> Iterable[tuple[str, Sending]]:
@@ -126,6 +128,16 @@ class Account:
                 yield json.loads(text)
             except ValueError:
                 continue  # A line that a fault has cut.
+
+
+def _is_given_up(row: dict[str, Any], sent: list[Sending]) -> bool:
+    """Whether a row without an answer was given up, which only a plan that is replaced in the middle may do.
+
+    The service refused it before it was sent, or would not show its batch for minutes.
+    """
+    if any(sending.is_answered for sending in sent):
+        return False
+    return row["status"] == "missing" or (row["status"] == "failed" and not sent and bool(row["error"]["message"]))
 
 
 def _check_row(where: str, row: dict[str, Any], prompt: str, sent: list[Sending], kept: set[tuple[str, str]]) -> None:

@@ -34,13 +34,17 @@ def _audited() -> None:
     """Have Python tell of each change of a file, in time to prevent it. That cannot be undone, and costs little."""
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
-        attempt: Attempt | None = getattr(_here, "attempt", None)
-        if attempt is None:
-            return
         if event in _CHANGES or (event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR)):
-            attempt._before_change()
+            changing()
 
     sys.addaudithook(hook)
+
+
+def changing() -> None:
+    """Tell the attempt in whose thread this is that something is about to be changed. It may die of it."""
+    attempt: Attempt | None = getattr(_here, "attempt", None)
+    if attempt is not None:
+        attempt._before_change()
 
 
 class Attempt:

@@ -26,6 +26,7 @@ from airflow_provider_openai_batches.jobs.parts import read_results
 from airflow_provider_openai_batches.jobs.purchase import JOB_KEY
 from tests.conftest import API_KEY
 from tests.jobs.world import AUTHORIZED, BATCH_S, OWNER, World
+from tests.properties import object_store
 from tests.properties.account import TERMINAL, Account, Generation, check_once
 from tests.properties.attempts import WAITING, Attempt
 
@@ -114,8 +115,11 @@ class JobLife(RuleBasedStateMachine):
         max_attempts=st.integers(1, 3),
         most_active=st.sampled_from([None, None, 1]),
         queue=st.sampled_from([None, None, 60, 100_000]),
+        storage=st.sampled_from(["disk", "object store"]),
     )
-    def begin(self, rows: int, per_batch: int, max_attempts: int, most_active: int | None, queue: int | None) -> None:
+    def begin(
+        self, rows: int, per_batch: int, max_attempts: int, most_active: int | None, queue: int | None, storage: str
+    ) -> None:
         # A service of its own costs less than to tell its batches from those of other examples.
         self.closing = ExitStack()
         self.emulator = self.closing.enter_context(Emulator(speed=0, api_key=API_KEY))
@@ -124,7 +128,7 @@ class JobLife(RuleBasedStateMachine):
         self.texts = [f"say {index}" for index in range(rows)]
         self.world = World(
             self.emulator.base_url,
-            self.folder / "job",
+            self.folder / "job" if storage == "disk" else object_store.new_location(self.folder.name),
             self._read_rows,
             per_batch=per_batch,
             max_attempts=max_attempts,
@@ -250,6 +254,7 @@ class JobLife(RuleBasedStateMachine):
             for attempt in self.alive:
                 attempt.crash()
             shutil.rmtree(self.folder)
+            object_store.forget_all()
             self.closing.close()
 
     def _check_all(self) -> None:
