@@ -151,12 +151,14 @@ class BatchClient:
         params = {} if purpose is None else {"purpose": purpose}
         return map(File.from_api, chain.from_iterable(self._pages("files", params, limit=limit, after=None)))
 
-    def files_since(self, created_after: float) -> Iterator[File]:
-        """Iterate over the files made since a moment, newest first, in the way of :meth:`batches_since`.
+    def input_files_since(self, created_after: float) -> Iterator[File]:
+        """Iterate over the files for batches uploaded since a moment, newest first; as :meth:`batches_since` does.
+
+        Some services list other files, too.
 
         :param created_after: unix time by our clock
         """
-        return self._since(File.from_api, "files", created_after)
+        return self._since(File.from_api, "files", created_after, purpose=self.settings.dialect.file_purpose)
 
     def delete_file(self, file_id: str) -> None:
         """Delete a file. One that is gone already is fine."""
@@ -440,12 +442,12 @@ class BatchClient:
         return Batch.from_api(self.settings.dialect.batch(item))
 
     def _since(
-        self, parse: Callable[[dict[str, Any]], Parsed], collection: str, created_after: float
+        self, parse: Callable[[dict[str, Any]], Parsed], collection: str, created_after: float, **query: str
     ) -> Iterator[Parsed]:
         def is_recent(each: Parsed) -> bool:
             return each.created_at is None or each.created_at >= created_after - _CLOCK_SKEW_S
 
-        for number, page in enumerate(self._pages(collection, {}, limit=None, after=None)):
+        for number, page in enumerate(self._pages(collection, query, limit=None, after=None)):
             found = list(map(parse, page))
             recent = list(takewhile(is_recent, found))
             yield from recent if number else found

@@ -10,13 +10,16 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, BinaryIO
 
-from airflow_provider_openai_batches.api.errors import OpenAIBatchesError
+from airflow_provider_openai_batches.api.errors import BadRequestError, NotFoundError, OpenAIBatchesError
 from airflow_provider_openai_batches.jobs.ledger import Ledger, Shard
 
 if TYPE_CHECKING:
     from airflow_provider_openai_batches.jobs.engine import Job
 
 log = logging.getLogger(__name__)
+
+LOOKS = 5
+"""Walks through the listing, of which each may be cut short by a deletion."""
 
 
 def upload(job: Job, shard: Shard) -> None:
@@ -64,14 +67,21 @@ def _unknown(job: Job) -> list[str]:
     ledger = job.ledger
     if ledger.unsure_since is None:
         return []
-    try:
-        files = job.client.files_since(ledger.unsure_since)
-        found = [file.id for file in files if (file.filename or "").startswith(_prefix(ledger))]
-    except OpenAIBatchesError as error:
-        log.warning("Could not look for files of uploads whose answers were lost: %s", error)
-        return []
-    ledger.unsure_since = None
-    return found
+    found: dict[str, None] = {}
+    for left in reversed(range(LOOKS)):
+        try:
+            for file in job.client.input_files_since(ledger.unsure_since):
+                if (file.filename or "").startswith(_prefix(ledger)):
+                    found[file.id] = None
+        except OpenAIBatchesError as error:
+            # A page begins behind a file of the one before, which another job may have deleted since.
+            if not left or not isinstance(error, BadRequestError | NotFoundError):
+                log.warning("Could not look for files of uploads whose answers were lost: %s", error)
+                break
+        else:
+            ledger.unsure_since = None
+            break
+    return list(found)
 
 
 def _prefix(ledger: Ledger) -> str:

@@ -70,6 +70,17 @@ def test_files_of_other_jobs_and_of_others_stay(new_world: NewWorld) -> None:
     assert other.files() == kept
 
 
+def test_listing_that_another_job_cuts_short_is_walked_anew(new_world: NewWorld) -> None:
+    """It does so by deleting the file behind which the next page begins; a service may refuse that cursor."""
+    world = new_world(**TWO_SHARDS)
+    world.add_faults(
+        {"on": UPLOAD, "do": {"drop": "after"}},
+        {"on": {"method": "GET", "path": "/files"}, "do": {"status": 400}, "times": 2},
+    )
+    world.run()
+    assert world.files() == []
+
+
 def test_listing_that_fails_leaves_the_job_finished(new_world: NewWorld, caplog: pytest.LogCaptureFixture) -> None:
     world = new_world(**TWO_SHARDS)
     world.add_faults(
