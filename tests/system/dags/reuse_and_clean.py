@@ -1,0 +1,40 @@
+"""A job that buys each question once and its last rows directly, and the files that such jobs leave."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk import Param, dag, task
+
+from airflow_provider_openai_batches.operators.openai_batches import OpenAIBatchCleanupOperator, OpenAIBatchOperator
+
+QUESTIONS = 20
+ROWS = 25
+PARAMS = {"directory": Param("", type="string"), "conn_id": Param("service", type="string")}
+
+
+@dag(schedule=None, params=PARAMS)
+def reuse() -> None:
+    @task
+    def rows() -> list[dict[str, Any]]:
+        return [{"custom_id": f"row-{n}", "prompt": f"Describe product {n % QUESTIONS}."} for n in range(ROWS)]
+
+    OpenAIBatchOperator(
+        task_id="label",
+        requests=rows(),
+        output_path="{{ params.directory }}/{{ run_id }}",
+        answer_cache="{{ params.directory }}/answers",
+        finish_synchronously_below=5,
+        model="gpt-4o-mini",
+        conn_id="{{ params.conn_id }}",
+        poll_interval=1,
+    )
+
+
+@dag(schedule=None, params=PARAMS)
+def clean() -> None:
+    OpenAIBatchCleanupOperator(task_id="clean", older_than=1, dag_ids=["reuse"], conn_id="{{ params.conn_id }}")
+
+
+reuse()
+clean()
