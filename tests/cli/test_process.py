@@ -295,7 +295,7 @@ def test_every_documented_command_is_one() -> None:
     for command in commands:
         _parser().parse_args(command.split())
     names = set(re.findall(r"^\| `([\w-]+)[ `]", document, re.MULTILINE))
-    assert names == {"list", "show", "cancel", "results", "clean-files"}
+    assert names == {"list", "show", "cancel", "results", "files", "clean-files"}
 
 
 def test_a_program_that_calls_it_keeps_its_log(cli: Run, emulator: Emulator) -> None:
