@@ -109,6 +109,7 @@ def patterns() -> Iterator[tuple[str, str, re.Pattern[str] | re.Pattern[bytes]]]
                 yield found.name.removeprefix(f"{package.__name__}."), name, value
 
 
+@pytest.mark.timeout(900)  # Its own seconds of CPU are what it counts.
 @pytest.mark.airflow
 def test_no_pattern_of_ours_can_be_kept_busy_by_a_text() -> None:
     slow = []

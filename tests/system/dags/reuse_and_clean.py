@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import Param, dag, task
@@ -28,6 +29,9 @@ def reuse() -> None:
         model="gpt-4o-mini",
         conn_id="{{ params.conn_id }}",
         poll_interval=1,
+        # A task that resumes within a second of its deferral is now and then failed by Airflow's scheduler.
+        retries=2,
+        retry_delay=timedelta(seconds=1),
     )
 
 
