@@ -34,7 +34,9 @@ log = logging.getLogger(__name__)
 
 LEDGER = "_job/job.json"
 ATTEMPTS = "_job/attempts"
-VERSION = 1
+VERSION = 2
+"""Of the format: a reader of a lower one would drop what it does not know with its first save, and so lose rows, or buy
+some again. 2: rows that are not sent (``cached_rows``, ``duplicate_rows``) and rounds without a batch (``direct``)."""
 
 
 class LedgerError(OpenAIBatchesError):
@@ -313,7 +315,7 @@ def take_over(directory: JobDirectory, ledger: Ledger, attempt: str, number: int
     :param ledger: as it was read after the claim
     :raises LedgerError: another attempt has come since
     """
-    ledger.attempt, ledger.number = attempt, number
+    ledger.attempt, ledger.number, ledger.version = attempt, number, VERSION
     save_ledger(directory, ledger)
     for lower in _numbers(directory):
         if lower < number:

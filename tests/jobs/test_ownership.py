@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,9 +17,13 @@ from airflow_provider_openai_batches.jobs.engine import Waiting, advance
 from airflow_provider_openai_batches.jobs.ledger import (
     ATTEMPTS,
     LEDGER,
+    VERSION,
     Ledger,
     LedgerError,
     Owner,
+    Refusal,
+    Round,
+    Shard,
     load_ledger,
     save_ledger,
 )
@@ -158,12 +163,23 @@ def test_ledger_of_an_earlier_version_is_taken_up(new_world: NewWorld) -> None:
     ledger = json.loads((world.location / LEDGER).read_text())
     for name in ("number", "first_shard", "earlier_manifest"):
         del ledger[name]
+    ledger["version"] = 1
     (world.location / LEDGER).write_text(json.dumps(ledger))
     job = world.attempt(resuming=True)
     assert job.ledger.job_id == ledger["job_id"]
+    (newest,) = world.location.glob(f"{ATTEMPTS}/*")
+    assert json.loads(newest.read_text())["version"] == VERSION, "an earlier version has to keep off from here on"
     world.check_results(world.run(job))
     world.check_bought_once()
     assert world.calls("POST /v1/batches") == 2
+
+
+def test_what_a_ledger_holds_changes_only_with_its_version() -> None:
+    fields = [each.__struct_fields__ for each in (Ledger, Shard, Round, Refusal, Owner)]
+    digest = hashlib.sha256(repr(fields).encode()).hexdigest()[:8]
+    assert (VERSION, digest) == (2, "324b20d3"), (
+        "an earlier version would drop what is new with its first save: raise VERSION, and write both down here"
+    )
 
 
 # --- two tasks with one path ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError
 from airflow_provider_openai_batches.jobs.engine import ShardRefusedError, Stopped, Waiting, advance
-from airflow_provider_openai_batches.jobs.ledger import LEDGER, LedgerError, Owner
+from airflow_provider_openai_batches.jobs.ledger import LEDGER, VERSION, LedgerError, Owner
 from airflow_provider_openai_batches.jobs.parts import read_results
 from tests.jobs.world import BATCH_S, World
 
@@ -274,7 +274,7 @@ def test_directory_of_a_job_that_bought_nothing_is_free(new_world: NewWorld) -> 
         (b"", "not readable"),
         (b'{"job_id": "x"', "not readable"),
         (b'{"version": 1, "attempt": "a"}', "damaged"),
-        (b'{"version": 2, "attempt": "a", "everything": "else"}', "newer version.*Update"),
+        (b'{"version": %d, "attempt": "a", "everything": "else"}' % (VERSION + 1), "newer version.*Update"),
         (b"[]", "not readable"),
     ],
 )
