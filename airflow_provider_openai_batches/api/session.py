@@ -44,6 +44,14 @@ _PUBLIC_QUERY = ("api-version", "provider")
 """No secrets: hiding "2024-10-21" or "openai" wherever they occur would make messages unreadable, too."""
 
 
+def longest_call_s(settings: ClientSettings) -> float:
+    """Return how many seconds a call that is a file's or a model's may take: to be sent, answered, and read to the end.
+
+    :param settings: of the connection, whose timeout may be longer than ours
+    """
+    return _SEND_TIMEOUT_S + 2 * max(settings.timeout_s, TRANSFER_TIMEOUT_S)
+
+
 class ServiceSession:
     """Sends one request and turns whatever goes wrong into this package's errors.
 

@@ -8,7 +8,7 @@ of each row is in files of its own, beside the round's others, and each of them 
 - ``0007.ended-1.json``: the call has ended, and gave no answer. The row may be claimed once more.
 
 A claim with nothing after it belongs to a process that is waiting for the answer, or died while it did. It is left
-alone until the answer could not come any more (:data:`SETTLES_S`). Then the row is sent again: this one call may have
+alone until the answer could not come any more (:func:`settles_s`). Then the row is sent again: this one call may have
 been billed, and nobody can tell. Nothing else is paid for and lost, or sent twice.
 """
 
@@ -29,7 +29,8 @@ import msgspec
 
 from airflow_provider_openai_batches.api.direct import DirectAnswer, DirectClient
 from airflow_provider_openai_batches.api.errors import APIStatusError, OpenAIBatchesError, QuotaExhaustedError
-from airflow_provider_openai_batches.api.session import TRANSFER_TIMEOUT_S
+from airflow_provider_openai_batches.api.session import longest_call_s
+from airflow_provider_openai_batches.api.settings import ClientSettings
 from airflow_provider_openai_batches.jobs.changes import body_of
 from airflow_provider_openai_batches.jobs.ledger import LedgerError, Shard, check_owns
 from airflow_provider_openai_batches.jobs.purchase import Claim
@@ -45,9 +46,6 @@ MOST_AT_ONCE = 8
 LEASE_S = 60.0
 """How long after its claim a row may be sent, or sent again."""
 
-SETTLES_S = LEASE_S + TRANSFER_TIMEOUT_S + 30.0
-"""How long after a claim its answer may still come."""
-
 _FAILURES_IN_A_ROW = 8
 """After these the trouble is taken to be the service's, not the rows'."""
 
@@ -56,6 +54,14 @@ _GRACE_S = 20.0
 
 _OF_THE_ROW = (400, 413, 422)
 """Statuses that say that a request cannot be answered, as an error line of a batch does."""
+
+
+def settles_s(settings: ClientSettings) -> float:
+    """Return how many seconds after a claim its answer may still come.
+
+    :param settings: of the connection
+    """
+    return LEASE_S + longest_call_s(settings) + 30.0
 
 
 class Meaning(Enum):
@@ -322,7 +328,8 @@ def _error_line(custom_id: str, error: OpenAIBatchesError) -> bytes:
 def _settled_at(job: Job, row: Row) -> float:
     content = job.directory.read(row.file(f"claim-{row.claims}"))
     try:
-        return msgspec.json.decode(content or b"", type=Claim).at + SETTLES_S * job.patience
+        claim = msgspec.json.decode(content or b"", type=Claim)
+        return claim.at + settles_s(job.client.settings) * job.patience
     except msgspec.DecodeError:
         # Its maker died before it had any content, and so before it sent anything, or an object store does not show it
         # yet. It is as old as our first look, which is what the round has waited for since.

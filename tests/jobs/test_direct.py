@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_openai_batches.api.client import BatchClient
+from airflow_provider_openai_batches.api.settings import ClientSettings
 from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.jobs.direct import MOST_PAUSES
 from airflow_provider_openai_batches.jobs.directory import open_directory
 from airflow_provider_openai_batches.jobs.engine import Finished, Job, Stopped, Waiting, advance
 from airflow_provider_openai_batches.jobs.ledger import LedgerError
 from airflow_provider_openai_batches.jobs.pricing import parse_prices
-from airflow_provider_openai_batches.jobs.sending import SETTLES_S
+from airflow_provider_openai_batches.jobs.sending import settles_s
 from airflow_provider_openai_batches.testing import faults
+from tests.conftest import API_KEY
 from tests.jobs.world import BATCH_S, World
 
 open_directory("/")  # imports Airflow, which sets up logging anew: before a test listens to it
@@ -347,10 +350,12 @@ def test_answer_that_is_lost_is_bought_again_and_the_log_counts_it(
     assert "1 calls gave no answer and may be billed all the same" in caplog.text
 
 
+@pytest.mark.parametrize("timeout_s", [60, 3600])
 def test_row_whose_call_is_still_under_way_in_another_attempt_is_waited_for_and_not_bought_again(
-    emulator: Emulator, new_world: NewWorld
+    emulator: Emulator, new_world: NewWorld, timeout_s: float
 ) -> None:
     world = new_world(finish_synchronously_below=5)
+    settings = ClientSettings(api_key=API_KEY, base_url=world.base_url, timeout_s=timeout_s)
     world.add_faults(*failing(3, 4))
     asked_at: list[float] = []
     later: list[Waiting] = []
@@ -359,13 +364,17 @@ def test_row_whose_call_is_still_under_way_in_another_attempt_is_waited_for_and_
         if operation == "after POST chat" and not later:
             asked_at.append(world.now)
             world.watch = None
-            later.append(waits(world.attempt(resuming=True)))
+            job = world.attempt(resuming=True)
+            job.client = BatchClient(settings, sleep=lambda _: None)
+            later.append(waits(job))
 
     world.watch = taken_over
     with pytest.raises(LedgerError, match="has taken over"):
         world.run()
     assert world.calls(CHAT) == 2, "the later attempt sends what nobody has claimed"
-    assert later == [Waiting([], asked_at[0] + SETTLES_S)]
+    longest = max(timeout_s, 600)
+    assert settles_s(settings) > 2 * longest, "the server may be silent for so long, and drip for as long again"
+    assert later == [Waiting([], asked_at[0] + settles_s(settings))]
     rows = world.check_results(world.run(resuming=True))
     assert direct_rows(rows) == ["row-3", "row-4"]
     assert world.calls(CHAT) == 2
