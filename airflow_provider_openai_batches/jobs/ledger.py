@@ -260,7 +260,7 @@ def begin_generation(ledger: Ledger, max_tries: int) -> None:
     ledger.first_shard = ledger.next_shard
     ledger.max_tries, ledger.created_at = max_tries, time.time()
     ledger.planned = ledger.stopping = ledger.replanning = False
-    ledger.plan, ledger.manifest, ledger.deadline = "", None, None
+    ledger.plan, ledger.manifest, ledger.deadline, ledger.batches_only = "", None, None, None
 
 
 def drop_generation(ledger: Ledger) -> None:

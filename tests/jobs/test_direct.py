@@ -212,6 +212,15 @@ def test_next_attempt_of_the_task_asks_the_endpoint_again(new_world: NewWorld) -
     assert world.calls(CHAT) == 2
 
 
+def test_cleared_task_asks_the_endpoint_again(new_world: NewWorld) -> None:
+    world = new_world(finish_synchronously_below=5)
+    world.add_faults(*failing(3), faults.refused(404, on=faults.CHAT))
+    assert direct_rows(world.check_results(world.run())) == []
+    world.rows = [*world.rows, "say 25"]
+    world.add_faults(*failing(25))
+    assert direct_rows(world.check_results(world.run(max_tries=1))) == ["row-25"]
+
+
 def test_answers_that_came_before_the_trouble_are_kept(emulator: Emulator, new_world: NewWorld) -> None:
     world = new_world(finish_synchronously_below=5)
     world.watch = lambda _: None  # One row at a time.
