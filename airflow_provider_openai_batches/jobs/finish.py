@@ -20,7 +20,7 @@ from airflow_provider_openai_batches.jobs.ledger import Ledger, Shard, check_own
 from airflow_provider_openai_batches.jobs.parts import in_order, output_column, write_parts
 from airflow_provider_openai_batches.jobs.pricing import NORMAL_RATE, Price, cost, usd_text
 from airflow_provider_openai_batches.jobs.results import ResultRow, ShardReport, ShardReview
-from airflow_provider_openai_batches.jobs.reuse import new_answers
+from airflow_provider_openai_batches.jobs.reuse import Caching, new_answers
 from airflow_provider_openai_batches.jobs.rounds import RoundFiles
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ def open_shard(job: Job, shard: Shard) -> Iterator[ShardReview]:
                 errors=local("errors", landed.number) if landed.has_errors else None,
                 direct=landed.direct,
             )
-            for landed in shard.rounds
-            if landed.landed
+            for landed in shard.landed_rounds
         ]
         if shard.refusal is None:
             yield ShardReview(local("context"), rounds, job.settings.rules)
@@ -110,13 +109,11 @@ def finish(job: Job) -> dict[str, Any]:
     results: list[str] = []
     with _sole_publisher(job) as check, ExitStack() as stack:
         staging = stack.enter_context(job.directory.staging())
+        caching = stack.enter_context(new_answers(job))
         chains: list[Iterator[ResultRow]] = [
-            _model_rows(job, [shard for shard in ledger.shards if shard.model == model], totals)
+            _model_rows(job, [shard for shard in ledger.shards if shard.model == model], totals, caching)
             for model in dict.fromkeys(shard.model for shard in ledger.shards)
         ]
-        caching = stack.enter_context(new_answers(job))
-        if caching is not None:
-            chains = [caching.gathered(rows) for rows in chains]
         if ledger.answered_rows:
             local = stack.enter_context(job.directory.local(kept_file(ledger.plan)))
             chains.append(kept_rows(local))
@@ -163,11 +160,11 @@ def estimate(job: Job) -> dict[str, Any]:
     return manifest
 
 
-def _model_rows(job: Job, shards: list[Shard], totals: _Totals) -> Iterator[ResultRow]:
+def _model_rows(job: Job, shards: list[Shard], totals: _Totals, caching: Caching | None) -> Iterator[ResultRow]:
     """Iterate over the rows of one model, which its shards hold one after the other."""
     for shard in sorted(shards, key=lambda shard: shard.first_index):
         with open_shard(job, shard) as review:
-            yield from review.rows()
+            yield from review.rows() if caching is None else caching.gathered(shard, review)
             totals.add(shard.model, review.report)
         # Else it stays in memory beside the next one.
         del review

@@ -141,6 +141,11 @@ class Shard(msgspec.Struct):
         return self.rounds[-1]
 
     @property
+    def landed_rounds(self) -> list[Round]:
+        """The rounds whose answers are here, as far as there are any."""
+        return [each for each in self.rounds if each.landed]
+
+    @property
     def is_between(self) -> bool:
         """Whether a further round is written, and nothing of it is sent."""
         current = self.round

@@ -174,6 +174,13 @@ class ShardReview:
                     context=row.context,
                 )
 
+    def decided_by(self, position: int) -> int:
+        """Return the number of the round that says what a row is, counted from 1; 0 for a row that was never sent.
+
+        :param position: of the row in the shard, from 0
+        """
+        return self._rounds[position]
+
     def write_next_round(
         self,
         destination: Path,

@@ -19,11 +19,12 @@ from airflow_provider_openai_batches.jobs.duplicates import FirstRows, duplicate
 from airflow_provider_openai_batches.jobs.kept import EarlierAnswers, earlier_answers, kept_file, keys_file, row_key
 from airflow_provider_openai_batches.jobs.pricing import most_output_tokens
 from airflow_provider_openai_batches.jobs.requests import Request
-from airflow_provider_openai_batches.jobs.results import ResultRow
+from airflow_provider_openai_batches.jobs.results import ResultRow, ShardReview
 from airflow_provider_openai_batches.jobs.segments import KEY_BYTES
 
 if TYPE_CHECKING:
     from airflow_provider_openai_batches.jobs.engine import Job
+    from airflow_provider_openai_batches.jobs.ledger import Round, Shard
 
 log = logging.getLogger(__name__)
 
@@ -152,16 +153,15 @@ class Caching:
     def __init__(self, job: Job, answers: NewAnswers, keys: BinaryIO) -> None:
         self._job, self._answers, self._keys = job, answers, keys
         rounds = [landed for shard in job.ledger.shards for landed in shard.rounds]
-        self._rounds = [landed for landed in rounds if landed.landed_at and not landed.cached]
+        self._rounds = [landed for landed in rounds if _is_news(landed)]
 
-    def gathered(self, rows: Iterator[ResultRow]) -> Iterator[ResultRow]:
-        """Pass on rows that this job has bought."""
-        # Those that were bought without a batch have none; the ledger knows when they came, too.
-        landed_at = {landed.batch_id: landed.landed_at for landed in self._rounds}
+    def gathered(self, shard: Shard, review: ShardReview) -> Iterator[ResultRow]:
+        """Pass on the rows of a shard, all of which this job has bought."""
+        landed_rounds = shard.landed_rounds
         structured = self._job.settings.rules.parse_output is not None
-        for row in rows:
-            at = landed_at.get(row.batch_id)
-            if at is not None and row.status == RowStatus.SUCCEEDED:
+        for position, row in enumerate(review.rows()):
+            number = review.decided_by(position)
+            if number and row.status == RowStatus.SUCCEEDED and _is_news(landed := landed_rounds[number - 1]):
                 key = os.pread(self._keys.fileno(), KEY_BYTES, KEY_BYTES * row.index)
                 answer = CachedAnswer(
                     output=msgspec.Raw(msgspec.json.encode(row.output)),
@@ -172,7 +172,7 @@ class Caching:
                     request_id=row.request_id,
                     structured=structured,
                 )
-                self._answers.add(key, at, answer)
+                self._answers.add(key, landed.landed_at, answer)
             yield row
 
     def publish(self) -> None:
@@ -202,6 +202,11 @@ def new_answers(job: Job) -> Iterator[Caching | None]:
         staging = stack.enter_context(TemporaryDirectory(prefix="openai-batches-"))
         keys = stack.enter_context(stack.enter_context(job.directory.local(name)).open("rb"))
         yield Caching(job, NewAnswers(cache, Path(staging)), keys)
+
+
+def _is_news(landed: Round) -> bool:
+    """Whether the answer cache lacks a round's answers. An earlier version has not written down when they came."""
+    return landed.landed_at > 0 and not landed.cached
 
 
 def _row(request: Request, answer: CachedAnswer) -> ResultRow:

@@ -127,6 +127,26 @@ def test_answers_that_were_bought_without_a_batch_are_cached_and_grow_no_younger
     assert reused(last.run()) == (0, 1, 0)
 
 
+def test_answer_without_a_batch_is_as_old_as_its_own_round(new_world: NewWorld, cache: AnswerCache) -> None:
+    options: dict[str, Any] = {"rows": ["a", "b"], "answer_cache": cache, "finish_synchronously_below": 5}
+    world = new_world(**options)
+    for row in (0, 1):
+        world.add_faults({"on": {"custom_id": f"row-{row}"}, "do": {"outcome": "server_error"}, "times": 1})
+
+    def late(operation: str) -> None:
+        if operation.endswith("answer.json"):
+            world.pass_time(3600)
+
+    world.watch = late
+    assert isinstance(world.run(timeout_s=3000), Stopped)
+    world.watch = None
+    world.pass_time(20 * DAY_S)
+    assert [row["batch_id"] for row in world.check_results(world.run())] == [None, None]
+    again = new_world(**options)
+    again.pass_time(20 * DAY_S)
+    assert reused(again.run()) == (0, 1, 0), "the first answer is 40 days old by now"
+
+
 def test_cleared_task_keeps_its_own_rows_and_finds_the_others(new_world: NewWorld, cache: AnswerCache) -> None:
     other = new_world(answer_cache=cache, rows=["b", "c"])
     other.run()
