@@ -22,8 +22,18 @@ LOOKS = 5
 """Walks through the listing, of which each may be cut short by a deletion."""
 
 
+READ_WITHIN_S = 6 * 3600.0
+"""How long after its create a batch may still have to read its input file, and some to spare."""
+
+
+def is_fading(job: Job, shard: Shard) -> bool:
+    """Whether the service deletes a round's file too soon for a batch: it may have waited for days to be created."""
+    expires_at = shard.round.file_expires_at
+    return expires_at is not None and expires_at < job.now() + READ_WITHIN_S
+
+
 def upload(job: Job, shard: Shard) -> None:
-    """Upload the requests of a shard's latest round."""
+    """Upload the requests of a shard's latest round, perhaps anew."""
     ledger, current = job.ledger, shard.round
     was_unsure, sent = ledger.unsure_since is not None, 0
     with job.directory.local(shard.file("requests", current.number)) as path:
@@ -39,7 +49,9 @@ def upload(job: Job, shard: Shard) -> None:
 
         name = f"{_prefix(ledger)}{shard.index:05d}-round-{current.number}.jsonl"
         file = job.client.upload_file(content, filename=name, expires_after=job.settings.files_expire_after)
-    current.file_id = file.id
+    if current.file_id is not None:
+        ledger.unused_files.append(current.file_id)
+    current.file_id, current.file_expires_at = file.id, file.expires_at
     current.troubles = 0
     if not was_unsure and sent == 1:
         ledger.unsure_since = None

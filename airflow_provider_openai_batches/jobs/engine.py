@@ -27,7 +27,7 @@ from airflow_provider_openai_batches.api.errors import (
 )
 from airflow_provider_openai_batches.api.models import Batch, BatchStatus
 from airflow_provider_openai_batches.api.settings import ClientSettings
-from airflow_provider_openai_batches.jobs.copies import delete_copies, upload
+from airflow_provider_openai_batches.jobs.copies import delete_copies, is_fading, upload
 from airflow_provider_openai_batches.jobs.direct import finish_directly, holds_back
 from airflow_provider_openai_batches.jobs.directory import JobDirectory
 from airflow_provider_openai_batches.jobs.finish import estimate, finish
@@ -367,8 +367,11 @@ def _take_steps(job: Job, shard: Shard, *, buying: bool, holding: bool) -> None:
             case Step.UPLOAD:
                 upload(job, shard)
             case Step.BUY:
-                if shard.round.intent_at is None and not admitted(job, shard):
-                    return
+                if shard.round.intent_at is None:
+                    if not admitted(job, shard):
+                        return
+                    if is_fading(job, shard):
+                        upload(job, shard)
                 buy(job, shard, send=buying)
             case Step.LAND:
                 land(job, shard)

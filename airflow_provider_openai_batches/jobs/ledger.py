@@ -70,6 +70,8 @@ class Round(msgspec.Struct):
     left_out: int = 0
     direct: bool = False
     file_id: str | None = None
+    # Unix time at which the service deletes that file; None if it has not said.
+    file_expires_at: float | None = None
     # Creates begun so far. Each has a token of its own, and a claim file that lets one attempt send it.
     creates: int = 0
     intent_at: float | None = None

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_openai_batches.jobs.engine import Finished, Waiting, advance
+from airflow_provider_openai_batches.testing import faults
 from tests.jobs.doomed import killed
 from tests.jobs.world import World
 
@@ -98,4 +99,18 @@ def test_job_that_is_planned_anew_in_the_middle_leaves_no_file(new_world: NewWor
     world.rows = ["a", "c"]
     world.check_results(world.run(max_tries=1, replan="always"))
     assert world.ledger.generation == 2
+    assert world.files() == []
+
+
+def test_file_that_has_waited_for_its_batch_until_it_expires_is_uploaded_anew(new_world: NewWorld) -> None:
+    lifetime_s = 2 * 86_400
+    world = new_world(max_active_batches=1, files_expire_after=lifetime_s, delete_remote_files=True)
+    world.add_faults(faults.batch_stuck("in_progress", hours=23, times=None))
+    job = world.attempt()
+    while isinstance(advance(job), Waiting):
+        world.pass_time(3600)
+        job = world.attempt(resuming=True)
+    assert world.now > world.born + lifetime_s
+    assert [batch.status for batch in world.batches()] == ["completed"] * 3, "none that looked for its file in vain"
+    assert world.calls("POST /v1/files") == 4
     assert world.files() == []
