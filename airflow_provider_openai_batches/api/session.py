@@ -176,6 +176,8 @@ class ServiceSession:
             # Without the body: storage likes to repeat what it was signed with.
             reason = b"it does not take the file"
             raise status_error(call, response.status_code, response.headers, reason, redacted=self._redacted)
+        if response.status_code >= 300:
+            raise InvalidResponseError(f"{call} was sent on elsewhere with {response.status_code}: nothing is there.")
 
     def json(
         self, method: str, *path: str, transfer: bool = False, list_as: str | None = None, **options: Any

@@ -195,6 +195,14 @@ def test_togethers_place_for_a_file_has_to_be_safe(emulator: Emulator) -> None:
 
 
 @service("together")
+def test_togethers_storage_that_sends_the_file_on_has_not_taken_it(emulator: Emulator) -> None:
+    emulator.add_fault({"on": {"path": "/storage/*"}, "do": {"status": 307, "headers": {"Location": "https://else"}}})
+    with connected(emulator) as client, pytest.raises(InvalidResponseError, match="nothing is there"):
+        uploaded(client)
+    assert [call.method for call in emulator.calls] == ["POST", "PUT"], "what is not there is not reported"
+
+
+@service("together")
 def test_togethers_upload_is_tried_again(emulator: Emulator) -> None:
     emulator.add_fault({"on": {"path": "/storage/*"}, "do": {"status": 503}})
     emulator.add_fault({"on": {"path": "/storage/*"}, "do": {"drop": "before"}})
