@@ -135,8 +135,11 @@ class Triggerer:
         """What woke the task."""
         [(kwargs,)] = self._sql("SELECT next_kwargs FROM task_instance WHERE map_index = ?", map_index)
         found = json.loads(kwargs or "{}")
-        event = found.get("__var", found).get("event")
-        return event and event.get("__var", event)  # Airflow 3.1 wraps each mapping
+        event: dict[str, Any] | None = found.get("__var", found).get("event")
+        if event is None:
+            return None
+        unwrapped: dict[str, Any] = event.get("__var", event)  # Airflow 3.1 wraps each mapping
+        return unwrapped
 
     def told(self) -> list[dict[str, Any]]:
         """What watchers have told, oldest first."""
