@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 
 from airflow_provider_openai_batches.api.client import BatchClient
-from airflow_provider_openai_batches.api.dialects import Dialect
+from airflow_provider_openai_batches.api.dialects import OPENAI, Dialect
 from airflow_provider_openai_batches.api.models import Batch, File
 
 PURPOSES = ("batch", "batch_output")
@@ -45,6 +45,7 @@ def spent_files(
     *,
     before: float,
     purposes: Collection[str] = PURPOSES,
+    longest_life_s: float = OPENAI.longest_life_s,
     may_go: Callable[[Batch], bool] = lambda batch: True,
 ) -> list[File]:
     """Return the files that nothing needs any more.
@@ -56,12 +57,13 @@ def spent_files(
     :param batches: all of the project's
     :param before: unix time; the file was made before it too
     :param purposes: which files may go, see :func:`file_purposes`
+    :param longest_life_s: how long a batch takes at most, for services that do not tell when one ended
     :param may_go: asked of batches that were over by then: whether their files may be deleted
     """
     done: set[str] = set()
     needed: set[str] = set()
     for batch in batches:
-        (done if _was_over(batch, before) and may_go(batch) else needed).update(file_ids(batch))
+        (done if _was_over(batch, before, longest_life_s) and may_go(batch) else needed).update(file_ids(batch))
     return [
         file
         for file in files
@@ -88,8 +90,8 @@ def file_ids(batch: Batch) -> set[str]:
     return {file_id for file_id in (batch.input_file_id, batch.output_file_id, batch.error_file_id) if file_id}
 
 
-def _was_over(batch: Batch, before: float) -> bool:
+def _was_over(batch: Batch, before: float, longest_life_s: float) -> bool:
     ends = (batch.completed_at, batch.failed_at, batch.expired_at, batch.cancelled_at)
-    # Some services tell no end. No batch takes longer than a day, and none is known that was over before it began.
-    ended_at = max((at for at in ends if at), default=batch.created_at and batch.created_at + 86_400)
+    # None is known that was over before it began.
+    ended_at = max((at for at in ends if at), default=batch.created_at and batch.created_at + longest_life_s)
     return batch.is_terminal and ended_at is not None and ended_at < before

@@ -231,7 +231,13 @@ def clean_files(arguments: argparse.Namespace, screen: Screen) -> int:
     with open_client(arguments.conn_id) as client:
         purposes = file_purposes(client.settings.dialect, arguments.purpose or PURPOSES)
         files = list_files(client, purposes)
-        old = spent_files(files, client.list_batches(), before=started - arguments.older_than, purposes=purposes)
+        old = spent_files(
+            files,
+            client.list_batches(),
+            before=started - arguments.older_than,
+            purposes=purposes,
+            longest_life_s=client.settings.dialect.longest_life_s,
+        )
         _tell_times_ahead(files, started, screen)
         if not old:
             if not screen.as_json:

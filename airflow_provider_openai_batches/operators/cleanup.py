@@ -62,7 +62,14 @@ class OpenAIBatchCleanupOperator(OpenAIBatchesOperator):
         before = time.time() - self.older_than
         purposes = file_purposes(client.settings.dialect)
         files = list_files(client, purposes)
-        files = spent_files(files, client.list_batches(), before=before, purposes=purposes, may_go=self._rule())
+        files = spent_files(
+            files,
+            client.list_batches(),
+            before=before,
+            purposes=purposes,
+            longest_life_s=client.settings.dialect.longest_life_s,
+            may_go=self._rule(),
+        )
         gone, size, failures = 0, 0, []
         for file in files if self.plan_only else still_spent(client, files):
             try:

@@ -32,13 +32,14 @@ def test_a_file_is_spent_when_the_last_of_its_batches_is() -> None:
     over = Batch(id="batch_1", status="completed", input_file_id="file-1", created_at=20, completed_at=30)
     later = Batch(id="batch_2", status="in_progress", input_file_id="file-1", created_at=40)
     recent = Batch(id="batch_2", status="completed", input_file_id="file-1", created_at=40, completed_at=150)
-    # Services that tell no end: a batch takes a day at most.
+    # Services that tell no end: by then no batch of that age goes on.
     silent = Batch(id="batch_3", status="completed", input_file_id="file-1", created_at=40)
     assert spent_files([file], [over], before=100) == [file]
     assert spent_files([file], [later, over], before=100) == []
     assert spent_files([file], [recent, over], before=100) == []
-    assert spent_files([file], [silent, over], before=86_000) == []
-    assert spent_files([file], [silent, over], before=87_000) == [file]
+    for longest_s in (86_400, 14 * 86_400):
+        assert spent_files([file], [silent, over], before=longest_s, longest_life_s=longest_s) == []
+        assert spent_files([file], [silent, over], before=longest_s + 41, longest_life_s=longest_s) == [file]
 
 
 @given(st.lists(FILES, min_size=1), st.lists(BATCHES, min_size=1))
