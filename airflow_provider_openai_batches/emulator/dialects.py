@@ -52,6 +52,7 @@ class Dialect:
     :param streams: whether an output file can be read while it grows
     :param marks_ids: whether ids are wrapped into longer ones
     :param has_cursor: whether lists have pages
+    :param answers_single: whether a model that is for batches answers single requests as well
     :param stale_lists: whether a list shows a batch as it was when it was last looked at
     :param batch: shows a batch
     :param new_batch: shows it in the answer to a create, after ``batch``
@@ -80,6 +81,7 @@ class Dialect:
     streams: bool = False
     marks_ids: bool = False
     has_cursor: bool = True
+    answers_single: bool = True
     stale_lists: bool = False
     batch: Callable[[Shown], Shown] = _as_it_is
     new_batch: Callable[[Shown], Shown] = _as_it_is
@@ -214,6 +216,7 @@ _AZURE = Dialect(
     max_requests=100_000,
     names_lines=False,
     always_error_file=True,
+    answers_single=False,
     batch=_azure_batch,
 )
 _AZURE_CLASSIC = dataclasses.replace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -38,25 +39,38 @@ class ModelRoutes:
         self._clock = clock
         self._upstream = upstream
 
-    def routes(self, prefix: str) -> list[web.RouteDef]:
-        """The routes, below ``prefix``."""
-        return [web.post(prefix + endpoint.removeprefix("/v1"), self._answer) for endpoint in sorted(ENDPOINTS)]
+    def routes(self, prefix: str, *, answers: bool) -> list[web.RouteDef]:
+        """The routes, below ``prefix``, which stands for the endpoints' ``/v1``.
 
-    async def _answer(self, request: web.Request) -> web.Response:
+        :param answers: whether the models are there for single requests at all
+        """
+        return [
+            web.post(prefix + endpoint.removeprefix("/v1"), partial(self._answer, endpoint) if answers else _refuse)
+            for endpoint in sorted(ENDPOINTS)
+        ]
+
+    async def _answer(self, endpoint: str, request: web.Request) -> web.Response:
         body = _checked(await _decoded(request))
         wait_s = 0.0
         if self._upstream is None:
-            reply = answer(request.path, body, created=self._clock.now())
+            reply = answer(endpoint, body, created=self._clock.now())
         else:
-            reply, wait_s = await self._upstream.ask(request.path, body)
+            reply, wait_s = await self._upstream.ask(endpoint, body)
         billed = 200 <= reply.status < 300
         if self._store.keeps_requests:
             client_id = request.headers.get("X-Client-Request-Id", "")
-            keep_direct_request(self._store, request.path, body, client_id, billed=billed)
+            keep_direct_request(self._store, endpoint, body, client_id, billed=billed)
         response = json_response(reply.body, reply.status)
         if wait_s:
             response.headers["Retry-After"] = f"{wait_s:g}"
         return response
+
+
+async def _refuse(request: web.Request) -> web.Response:
+    """Answer as Azure does for a deployment of another kind: github.com/openai/openai-python, issue 2173."""
+    body = _checked(await _decoded(request))
+    text = f"The chatCompletion operation does not work with the specified model, {body['model']}."
+    raise ApiError(400, text, code="OperationNotSupported")
 
 
 async def _decoded(request: web.Request) -> Any:

@@ -84,7 +84,7 @@ def create_app(
     app.add_routes(files.routes(dialect.prefix))
     app.on_cleanup.append(files.close)
     app.add_routes(BatchRoutes(store, clock, runner, dialect, intake).routes(dialect.prefix))
-    app.add_routes(models.routes(dialect.prefix))
+    app.add_routes(models.routes(dialect.prefix, answers=dialect.answers_single))
     app.add_routes(controls.routes("/emulator"))
     return app
 

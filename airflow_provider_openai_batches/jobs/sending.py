@@ -64,6 +64,11 @@ def settles_s(settings: ClientSettings) -> float:
     return LEASE_S + longest_call_s(settings) + 30.0
 
 
+_OF_THE_MODEL = frozenset({"operationnotsupported", "deploymentnotfound", "model_not_found", "model_not_available"})
+"""Codes, in small letters, with which a model is refused that is there for batches alone. Azure's deployments are of
+one kind or the other, and say so with a 400: github.com/openai/openai-python, issue 2173."""
+
+
 class Meaning(Enum):
     """What a call that gave no answer means."""
 
@@ -75,12 +80,14 @@ class Meaning(Enum):
 def meaning(error: OpenAIBatchesError) -> Meaning:
     """Decide what follows from a call that failed.
 
-    What is not about this one request must not use up its attempts: a wrong key or path, a quota that is used up.
+    What is not about this one request must not use up its attempts: a wrong key or path, a quota that is used up, a
+    model that is for batches.
     """
     if error.transient:
         return Meaning.TRY_LATER
     # Some services say with a 400 that there is no money left.
-    is_of_the_row = error.status in _OF_THE_ROW and not isinstance(error, QuotaExhaustedError)
+    is_of_all = isinstance(error, QuotaExhaustedError) or (error.code or "").lower() in _OF_THE_MODEL
+    is_of_the_row = error.status in _OF_THE_ROW and not is_of_all
     return Meaning.ROW_FAILED if is_of_the_row else Meaning.USE_A_BATCH
 
 

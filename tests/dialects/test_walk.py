@@ -129,6 +129,20 @@ def test_a_job_buys_no_row_twice_through_a_failed_row_and_an_expired_batch(
     assert emulator.bought() == {"row-0": 1, "row-2": 1, "row-3": 1}
 
 
+def test_a_jobs_last_rows_are_finished_without_a_batch_where_the_model_answers(
+    run_dag: RunDag, tmp_path: Path, emulator: Emulator
+) -> None:
+    emulator.add_fault(faults.row_fails("row-1", 500))
+    name = f"direct_{emulator.dialect.replace('-', '_')}"
+    rows = job(tmp_path, run_dag, name, finish_synchronously_below=2)
+    assert {row["status"] for row in rows} == {"succeeded"}
+    is_for_batches_alone = emulator.dialect.startswith("azure")
+    assert [row["batch_id"] is None for row in rows] == [False, not is_for_batches_alone, False, False]
+    assert len(emulator.batches()) == 1 + is_for_batches_alone
+    assert rows[1]["attempts"] == 2
+    assert emulator.bought() == {"row-0": 1, "row-1": 1, "row-2": 1, "row-3": 1}
+
+
 def test_a_lost_create_answer_buys_one_batch_for_a_job(
     run_dag: RunDag, tmp_path: Path, emulator: Emulator, short_waits: None
 ) -> None:

@@ -177,6 +177,7 @@ def test_max_cost_that_would_not_hold_keeps_the_last_rows_in_a_batch(
         faults.refused(404, None, "Invalid URL", on=faults.CHAT, times=None),
         faults.refused(401, "invalid_api_key", on=faults.CHAT, times=None),
         faults.refused(403, "model_not_found", on=faults.CHAT, times=None),
+        faults.refused(400, "OperationNotSupported", on=faults.CHAT, times=None),
         faults.refused(405, None, on=faults.CHAT, times=None),
         faults.insufficient_quota(on=faults.CHAT, times=None),
         faults.redirected("http://127.0.0.1:1", on=faults.CHAT, times=None),
