@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import ObjectStoragePath
 
+    from airflow_provider_openai_batches.api.settings import ClientSettings
     from airflow_provider_openai_batches.jobs.structured import Parsed
 
 log = logging.getLogger(__name__)
@@ -57,11 +58,14 @@ _STALE_DRAFT_S = 86_400.0
 class ContentKeys:
     """Tells which requests ask the same of the same service: all of the line counts but its custom_id.
 
-    :param base_url: of the service. Two services may call different models by one name
+    :param settings: of the service. Two may call different models by one name, and a gateway may stand before several,
+        of which the query names one
     """
 
-    def __init__(self, base_url: str) -> None:
-        self._digest = hashlib.blake2b(base_url.rstrip("/").encode() + b"\n", digest_size=KEY_BYTES)
+    def __init__(self, settings: ClientSettings) -> None:
+        self._digest = hashlib.blake2b(settings.base_url.rstrip("/").encode() + b"\n", digest_size=KEY_BYTES)
+        if settings.query:
+            self._digest.update(msgspec.json.encode(dict(settings.query), order="sorted") + b"\n")
 
     def of(self, request: Request) -> bytes:
         """Return the key of a request's content."""

@@ -121,7 +121,7 @@ def sorter(job: Job, staging: Path, earlier_plan: str, earlier_results: list[str
         yield Sorter(
             files,
             stack.enter_context(earlier_answers(job.directory, earlier_plan, earlier_results)),
-            ContentKeys(job.client.settings.base_url) if settings.deduplicate or cache is not None else None,
+            ContentKeys(job.client.settings) if settings.deduplicate or cache is not None else None,
             stack.enter_context(first_rows()),
             cache,
             priced=bool(settings.prices),

@@ -168,6 +168,15 @@ def test_answer_of_the_same_model_name_at_another_service_is_not_taken(
         assert reused(world.run()) == (0, 0, 0)
 
 
+def test_answer_of_another_service_behind_the_same_gateway_is_not_taken(
+    new_world: NewWorld, cache: AnswerCache
+) -> None:
+    worlds = [new_world(answer_cache=cache, rows=["a"]) for _ in range(3)]
+    for world, provider in zip(worlds, ["one", "other", "one"], strict=True):
+        world.query = {"provider": provider}
+    assert [reused(world.run()) for world in worlds] == [(0, 0, 0), (0, 0, 0), (0, 1, 0)]
+
+
 class Answer(BaseModel):
     text: str
 

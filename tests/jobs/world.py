@@ -68,6 +68,7 @@ class World:
         **settings: Any,
     ) -> None:
         self.base_url = base_url
+        self.query: dict[str, str] = {}
         self.location = location
         self.rows: Any = [f"say {index}" for index in range(25)] if rows is None else rows
         output = None if output_type is None else OutputSchema.of(output_type)
@@ -196,7 +197,7 @@ class World:
 
     def client(self, *, attempts: int = 5, watch: Watch | None = None) -> BatchClient:
         """A client of the service that does not sleep."""
-        settings = ClientSettings(api_key=API_KEY, base_url=self.base_url)
+        settings = ClientSettings(api_key=API_KEY, base_url=self.base_url, query=self.query)
         client = BatchClient(settings, attempts=attempts, sleep=lambda _: None)
         if watch is not None:
             client._session = WatchedSession(settings, watch)
@@ -204,7 +205,7 @@ class World:
 
     def asker(self, *, watch: Watch | None = None) -> DirectClient:
         """A client of the models' own endpoints that does not sleep."""
-        settings = ClientSettings(api_key=API_KEY, base_url=self.base_url)
+        settings = ClientSettings(api_key=API_KEY, base_url=self.base_url, query=self.query)
         client = DirectClient(settings, sleep=lambda _: None)
         if watch is not None:
             client._session = WatchedSession(settings, watch)
