@@ -26,6 +26,7 @@ from demo.processes import DemoError, Interrupted, Processes, claim_port, no_pro
 REPOSITORY = Path(__file__).resolve().parent.parent
 WORKSPACE = REPOSITORY / ".demo"
 DAGS_FOLDER = REPOSITORY / "example_dags"
+EMULATOR = "emulator"
 FOREVER_S = float("inf")
 BATCH_SECONDS = {"run": 10.0, "local": 10.0, "airflow": 45.0}
 """How long the emulator takes for a batch: little where it is waited for, more where it is watched."""
@@ -77,7 +78,7 @@ def _run(command: str, workspace: Path, console: Console) -> None:
         upstream = start_local_model(processes, MODEL_PYTHON) if command == "local" else None
         server = openai or start_emulator(
             processes,
-            workspace / "emulator",
+            workspace / EMULATOR,
             port=emulator_port,
             batch_seconds=BATCH_SECONDS[command],
             upstream=upstream,
@@ -106,7 +107,10 @@ def _run(command: str, workspace: Path, console: Console) -> None:
 
 @contextlib.contextmanager
 def _emptied(workspace: Path) -> Iterator[None]:
-    """Hold the workspace for one run at a time, and clear away the run before."""
+    """Hold the workspace for one run at a time, and clear away the run before.
+
+    What the emulator has stays, as it would at OpenAI: jobs whose results are elsewhere may still wait for a batch.
+    """
     workspace.mkdir(parents=True, exist_ok=True)
     with (workspace / "lock").open("w") as lock:
         try:
@@ -114,7 +118,7 @@ def _emptied(workspace: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise DemoError(f"another run is using {workspace}: stop it first (Ctrl-C in its terminal)") from error
         for entry in workspace.iterdir():
-            if entry.is_dir():
+            if entry.is_dir() and entry.name != EMULATOR:
                 shutil.rmtree(entry)
         yield
 

@@ -168,7 +168,8 @@ def _progress_view(tasks: Mapping[str, TaskInstance], batch: Batch | None) -> Re
 def _answers_table(rows: list[dict[str, Any]], *, made_up: bool) -> Table:
     # Rows spread over the whole list: the first fifteen of a sorted list are all alike.
     step = max(1, len(rows) // SHOWN_ROWS)
-    title = f"{len(rows)} rows, one in {step} shown" + ("; the emulator makes its answers up" if made_up else "")
+    title = f"{len(rows)} rows" + (f", one in {step} shown" if step > 1 else "")
+    title += "; the emulator makes its answers up" if made_up else ""
     table = Table(title=title, title_justify="left")
     for heading in ("name", "summary", "label", "reason"):
         table.add_column(heading, no_wrap=True, overflow="ellipsis", max_width=44)

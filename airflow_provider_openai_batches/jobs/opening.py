@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from enum import StrEnum
 
 from airflow_provider_openai_batches.jobs.directory import JobDirectory
@@ -21,6 +22,8 @@ from airflow_provider_openai_batches.jobs.ledger import (
 )
 
 log = logging.getLogger(__name__)
+
+_BATCHES_SHOWN = 5
 
 
 class Replan(StrEnum):
@@ -72,9 +75,21 @@ def open_ledger(
         ledger = new_ledger(owner, max_tries, attempt, endpoint)
     elif not resuming:
         _begin_attempt(ledger, max_tries, replan)
+        if ledger.planned and ledger.manifest is None:
+            _say_what_goes_on(directory, ledger)
     ledger.endpoint = endpoint
     take_over(directory, ledger, attempt, number)
     return ledger
+
+
+def _say_what_goes_on(directory: JobDirectory, ledger: Ledger) -> None:
+    batches = [each.batch_id or "" for each in ledger.active_rounds]
+    more = f" and {len(batches) - _BATCHES_SHOWN:,} more" if len(batches) > _BATCHES_SHOWN else ""
+    begun = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(ledger.created_at))
+    log.info(
+        f"Going on with the job in {directory}, begun {begun}: {ledger.rows:,} rows; batches that go on: "
+        f"{', '.join(batches[:_BATCHES_SHOWN]) or 'none'}{more}."
+    )
 
 
 def _check(directory: JobDirectory, ledger: Ledger | None, endpoint: str, *, begun: bool, began_at: str | None) -> None:

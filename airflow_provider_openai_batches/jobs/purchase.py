@@ -157,6 +157,7 @@ def _send(job: Job, shard: Shard, create: int) -> None:
             raise
         refused_as_full(job, shard, str(error), error.retry_after_s)
     else:
+        log.info("Created batch %s for shard %d, round %d.", batch.id, shard.index, current.number)
         _adopt(job, shard, create, current.intent_at, batch)
 
 
