@@ -56,9 +56,12 @@ def _missing(module: str) -> bool:
         return True
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
-    """URI of a bucket on a local S3 server, which the environment's default connection leads to."""
+    """URI of a bucket on a local S3 server, which the connection `s3_test` leads to.
+
+    One for all: Airflow keeps the file system of a connection, and would ask a server that is gone.
+    """
     if missing := [module for module in S3_NEEDS if _missing(module)]:
         lacking = f"S3 needs apache-airflow-providers-amazon[s3fs] and moto[server]: no {', '.join(missing)}"
         if os.environ.get("CI_REQUIRE_SERVICES") == "1":
