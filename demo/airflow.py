@@ -64,7 +64,15 @@ class Airflow:
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy, no .netrc: this talks to 127.0.0.1
         # A busy sqlite now and then makes the API server answer 500.
-        again = Retry(3, connect=0, read=0, backoff_factor=0.5, status_forcelist=(500, 503), raise_on_status=False)
+        again = Retry(
+            5,
+            connect=0,
+            read=0,
+            backoff_factor=0.5,
+            status_forcelist=(500, 503),
+            allowed_methods=None,  # A POST, too: what failed so was rolled back.
+            raise_on_status=False,
+        )
         self._session.mount("http://", HTTPAdapter(max_retries=again))
 
     @classmethod

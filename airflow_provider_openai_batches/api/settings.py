@@ -16,9 +16,7 @@ DEFAULT_BASE_URL = OPENAI.base_url
 ENTRA_SCOPE = "https://cognitiveservices.azure.com/.default"
 """What a token is for, unless the connection says otherwise: learn.microsoft.com/azure/ai-services/authentication."""
 
-_ENTRA_HOSTS = re.compile(
-    r"[\w-]+\.(openai|cognitiveservices)\.azure\.(com|us|cn)|[\w-]+\.services\.ai\.azure\.(com|us|cn)", re.ASCII
-)
+_ENTRA_HOSTS = re.compile(r"[\w-]{1,63}\.(openai|cognitiveservices|services\.ai)\.azure\.(com|us|cn)", re.ASCII)
 """Hosts that a token may go to. Unlike a key it is not the connection's but the machine's, and good for all resources
 that the machine may use: whoever may edit a connection must not be able to send it somewhere else."""
 

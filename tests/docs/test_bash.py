@@ -35,6 +35,7 @@ openai-batches-emulator() {  # in the background, and not before it listens
     local port=${1:-} arguments=("$@")
     if [[ " $* " =~ " --port "([0-9]+)" " ]]; then port=${BASH_REMATCH[1]}; else arguments+=(--port 0); port=any; fi
     if [[ -n "${emulators[$port]:-}" ]]; then kill "${emulators[$port]}"; wait "${emulators[$port]}" || true; fi
+    : >"emulator-$port.log"  # The one before listens no more.
     command openai-batches-emulator "${arguments[@]}" >"emulator-$port.log" 2>&1 &
     emulators[$port]=$!
     until grep -q listening "emulator-$port.log"; do
