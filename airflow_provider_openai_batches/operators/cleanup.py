@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -58,6 +58,7 @@ class OpenAIBatchCleanupOperator(OpenAIBatchesOperator):
         """Find what nothing needs any more, and delete it."""
         from airflow_provider_openai_batches.api.retention import file_purposes, list_files, spent_files, still_spent
 
+        may_go = self._rule()
         client = self.hook.get_conn()
         before = time.time() - self.older_than
         purposes = file_purposes(client.settings.dialect)
@@ -68,7 +69,7 @@ class OpenAIBatchCleanupOperator(OpenAIBatchesOperator):
             before=before,
             purposes=purposes,
             longest_life_s=client.settings.dialect.longest_life_s,
-            may_go=self._rule(),
+            may_go=may_go,
         )
         gone, size, failures = 0, 0, []
         for file in files if self.plan_only else still_spent(client, files):
@@ -88,7 +89,7 @@ class OpenAIBatchCleanupOperator(OpenAIBatchesOperator):
             raise OpenAIBatchesError(f"{len(failures):,} files could not be deleted; a retry tries again. {shown}")
         return {"files": gone, "bytes": size}
 
-    def _rule(self) -> Any:
+    def _rule(self) -> Callable[[Batch], bool]:
         """Return what says whether a batch's files may go."""
         dag_ids = [self.dag_ids] if isinstance(self.dag_ids, str) else self.dag_ids
         if dag_ids is not None and not all(dag_ids):
