@@ -159,7 +159,7 @@ def _write(
         max_rows_per_file=ROWS_PER_FILE,
         min_rows_per_group=_LEAST_ROWS_PER_GROUP if partition_by else _ROWS_PER_GROUP,
         max_rows_per_group=_ROWS_PER_GROUP,
-        use_threads=False,  # They would change the order of the rows.
+        preserve_order=True,
     )
 
 
