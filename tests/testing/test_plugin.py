@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -59,6 +60,8 @@ def test(openai_batches_emulator, openai_batches_connection):
 def test_who_uses_no_fixture_pays_for_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is imported, started or changed."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # other plugins import what they need
+    for name in [name for name in os.environ if name.startswith("AIRFLOW_CONN_")]:
+        monkeypatch.delenv(name)  # of a server that other tests of this process use
     result = run("""
 import os, sys, threading
 
