@@ -309,9 +309,7 @@ def test_killed_in_the_middle_and_run_again_equals_one_run(server: Database, tmp
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
-def test_memory_is_the_same_for_a_thousand_rows_and_fifty_thousand(
-    kind: str, request: pytest.FixtureRequest
-) -> None:
+def test_memory_is_the_same_for_a_thousand_rows_and_fifty_thousand(kind: str, request: pytest.FixtureRequest) -> None:
     request.getfixturevalue(kind)
     peaks = []
     for rows in (1_000, 50_000):
