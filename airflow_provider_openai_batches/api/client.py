@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
 from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeVar
@@ -15,14 +14,13 @@ from typing import Any, BinaryIO, Self, TypeVar
 import msgspec
 import requests
 
+from airflow_provider_openai_batches.api.create import CLOCK_SKEW_S, IDEMPOTENCY_KEY, Purchase, Purchases
 from airflow_provider_openai_batches.api.download import Partial, download, download_partial
 from airflow_provider_openai_batches.api.errors import (
     ConflictError,
-    CreateOutcomeUnknownError,
     InvalidInputError,
     InvalidResponseError,
     NotFoundError,
-    OpenAIBatchesError,
 )
 from airflow_provider_openai_batches.api.inputs import (
     check_completion_window,
@@ -33,7 +31,7 @@ from airflow_provider_openai_batches.api.inputs import (
     check_no_expiry,
 )
 from airflow_provider_openai_batches.api.listing import pages
-from airflow_provider_openai_batches.api.models import Batch, BatchStatus, File
+from airflow_provider_openai_batches.api.models import Batch, File
 from airflow_provider_openai_batches.api.retry import DEFAULT_ATTEMPTS, is_retryable, retrying
 from airflow_provider_openai_batches.api.session import ServiceSession, chunks
 from airflow_provider_openai_batches.api.settings import ClientSettings
@@ -44,18 +42,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Parsed = TypeVar("Parsed", Batch, File)
-
-IDEMPOTENCY_KEY = "idempotency_token"
-"""Metadata key that carries a create's idempotency token."""
-
-_CLOCK_SKEW_S = 300
-"""How far our clock may be ahead of the service's before a scan by time could miss a batch."""
-
-_SCAN_PAUSES_S = (2.0,)
-"""Pauses before each look through the batches after a lost answer: they show a create a little later."""
-
-_LATE_SCAN_PAUSES_S = (2.0, 5.0, 10.0, 20.0, 25.0)
-"""The same after a timeout: the service may still be at work on the create, and is given a minute to finish it."""
 
 
 class BatchClient:
@@ -77,6 +63,9 @@ class BatchClient:
         self._session = ServiceSession(settings)
         self._attempts = attempts
         self._sleep = sleep
+        self._purchases = Purchases(
+            self.batches_since, self.cancel_batch, sleep, keeps_metadata=settings.dialect.keeps_metadata
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -247,9 +236,7 @@ class BatchClient:
     ) -> Batch:
         """Create exactly one batch: https://platform.openai.com/docs/api-reference/batch/create.
 
-        The API knows no idempotency keys: a create that is repeated after a lost answer is a second, paid batch.
-        So every create carries a token in its metadata, and after an outcome that is not certain the batches are
-        listed by that token before anything is sent again.
+        After an answer that was lost, the batches are listed before anything is sent again: see :mod:`.create`.
 
         :param input_file_id: an uploaded file with purpose ``batch``
         :param endpoint: path that every request of the file is for
@@ -275,61 +262,12 @@ class BatchClient:
         if expiry:
             body["output_expires_after"] = expiry
         payload = msgspec.json.encode(body)
-        purchase = _Purchase(token, body["input_file_id"], time.time())
-        if not dialect.keeps_metadata and self._attempts > 1:
-            # Batches that this file has already are none of this create's. Who tries only once is a job: it has a
-            # file for this batch alone, and no time for another call between its claim and the create.
-            purchase = replace(purchase, known=frozenset(each.id for each in self._of_purchase(purchase)))
-        lost: OpenAIBatchesError | None = None
-
-        def attempt() -> Batch:
-            nonlocal lost
-            if lost is not None:
-                pauses = _LATE_SCAN_PAUSES_S if lost.status in (408, 504) or lost.timed_out else _SCAN_PAUSES_S
-                if found := self._batch_after_lost_answer(purchase, pauses):
-                    return found
-            try:
-                batch = self._batch("POST /batches", self._session.json("POST", "batches", body=payload))
-            except OpenAIBatchesError as error:
-                if error.maybe_applied:
-                    lost = error
-                # A refusal says nothing about the create before it.
-                error.maybe_applied = lost is not None
-                raise
-            return batch if lost is None else self._keep_oldest(batch, purchase)
-
-        try:
-            return self._retry(attempt)
-        except CreateOutcomeUnknownError:
-            raise
-        except OpenAIBatchesError as error:
-            if not error.maybe_applied:
-                raise
-            # The last attempt's answer was lost too: one more look decides between "adopted" and "not created".
-            found = self._batch_after_lost_answer(purchase, _SCAN_PAUSES_S)
-            if found:
-                return found
-            raise
-
-    def _batch_after_lost_answer(self, purchase: _Purchase, pauses: Sequence[float]) -> Batch | None:
-        found = None
-        try:
-            for pause in pauses:
-                self._sleep(pause)
-                if found := self._find(purchase):
-                    break
-        except OpenAIBatchesError as error:
-            raise CreateOutcomeUnknownError(
-                "The answer to POST /batches was lost, and the batches could not be listed to see whether it was "
-                f"created ({error}). Before creating again, look: find_batch({purchase.token!r}, "
-                f"created_after={purchase.since:.0f}"
-                + ("" if self.settings.dialect.keeps_metadata else f", input_file_id={purchase.input_file_id!r}")
-                + ").",
-                transient=error.transient,
-            ) from error
-        if found:
-            log.warning("The answer to POST /batches was lost, but batch %s had been created: using it.", found.id)
-        return found
+        return self._purchases.make(
+            Purchase(token, body["input_file_id"], time.time()),
+            lambda: self._batch("POST /batches", self._session.json("POST", "batches", body=payload)),
+            retry=self._retry,
+            is_repeated=self._attempts > 1,
+        )
 
     def keep_oldest(self, batch: Batch, idempotency_token: str, *, created_after: float) -> Batch:
         """Cancel all but the oldest of the batches with one token, and return that one.
@@ -340,20 +278,7 @@ class BatchClient:
         :param idempotency_token: as given to :meth:`create_batch`
         :param created_after: unix time of the earliest possible create
         """
-        return self._keep_oldest(batch, _Purchase(idempotency_token, batch.input_file_id, created_after))
-
-    def _keep_oldest(self, batch: Batch, purchase: _Purchase) -> Batch:
-        useless = (BatchStatus.FAILED, BatchStatus.CANCELLING, BatchStatus.CANCELLED)
-        try:
-            twins = [each for each in self._of_purchase(purchase) if each.status not in useless]
-            *younger, oldest = twins if batch.id in {each.id for each in twins} else [batch, *twins]
-            for twin in younger:
-                log.error("Batch %s was created beside %s for the same purchase: cancelling it.", twin.id, oldest.id)
-                self.cancel_batch(twin.id)
-        except OpenAIBatchesError as error:
-            log.warning("Could not make sure that batch %s is the only one of its purchase: %s", batch.id, error)
-            return batch
-        return oldest
+        return self._purchases.keep_oldest(batch, Purchase(idempotency_token, batch.input_file_id, created_after))
 
     def find_batch(
         self, idempotency_token: str, *, created_after: float, input_file_id: str | None = None
@@ -366,23 +291,7 @@ class BatchClient:
         :param created_after: unix time of the earliest possible create; the scan goes back to it, and no further
         :param input_file_id: as given to :meth:`create_batch`
         """
-        return self._find(_Purchase(idempotency_token, input_file_id, created_after))
-
-    def _find(self, purchase: _Purchase) -> Batch | None:
-        failed = None
-        for batch in self._of_purchase(purchase):
-            if batch.status != BatchStatus.FAILED:
-                return batch
-            failed = failed or batch
-        return failed
-
-    def _of_purchase(self, purchase: _Purchase) -> Iterator[Batch]:
-        """Iterate over the batches that were made for a purchase, newest first."""
-        by_file = not self.settings.dialect.keeps_metadata
-        for batch in self.batches_since(purchase.since):
-            token = batch.metadata.get(IDEMPOTENCY_KEY)
-            if token == purchase.token or (by_file and token is None and purchase.is_for(batch)):
-                yield batch
+        return self._purchases.find(Purchase(idempotency_token, input_file_id, created_after))
 
     def batches_since(self, created_after: float) -> Iterator[Batch]:
         """Iterate over the batches created since a moment, newest first.
@@ -445,7 +354,7 @@ class BatchClient:
         self, parse: Callable[[dict[str, Any]], Parsed], collection: str, created_after: float, **query: str
     ) -> Iterator[Parsed]:
         def is_recent(each: Parsed) -> bool:
-            return each.created_at is None or each.created_at >= created_after - _CLOCK_SKEW_S
+            return each.created_at is None or each.created_at >= created_after - CLOCK_SKEW_S
 
         for number, page in enumerate(self._pages(collection, query, limit=None, after=None)):
             found = list(map(parse, page))
@@ -458,36 +367,6 @@ class BatchClient:
         self, collection: str, params: Mapping[str, Any], *, limit: int | None, after: str | None
     ) -> Iterator[list[dict[str, Any]]]:
         return pages(self._get, collection, params, self.settings.dialect, limit=limit, after=after)
-
-
-@dataclass(frozen=True)
-class _Purchase:
-    """What is being bought, and how a batch of it is known after the answer to its create was lost.
-
-    :param token: in the batch's metadata, where that is kept
-    :param input_file_id: the batch's input
-    :param since: unix time of the first create
-    :param known: batches of the same file that are none of this purchase's
-    """
-
-    token: str
-    input_file_id: str | None
-    since: float
-    known: frozenset[str] = frozenset()
-
-    def is_for(self, batch: Batch) -> bool:
-        """Whether a batch that lost its metadata is of this purchase.
-
-        One that failed may be of an earlier try with the same file. Taken for this one, it would hide what this one
-        bought, whereas a failed one of this purchase has bought nothing.
-        """
-        return (
-            self.input_file_id is not None
-            and batch.status != BatchStatus.FAILED
-            and batch.input_file_id == self.input_file_id
-            and batch.id not in self.known
-            and (batch.created_at is None or batch.created_at >= self.since - _CLOCK_SKEW_S)
-        )
 
 
 def _parsed(kind: type[Parsed], call: str, answer: Mapping[str, Any]) -> Parsed:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_openai_batches.api.client import IDEMPOTENCY_KEY, BatchClient
+from airflow_provider_openai_batches.api.client import BatchClient
+from airflow_provider_openai_batches.api.create import IDEMPOTENCY_KEY
 from airflow_provider_openai_batches.api.errors import (
     APIConnectionError,
     APIStatusError,
