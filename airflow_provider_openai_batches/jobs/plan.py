@@ -106,7 +106,7 @@ def make_plan(job: Job) -> None:
     asked = f", {ledger.duplicate_rows:,} ask what an earlier row asks" if ledger.duplicate_rows else ""
     log.info(
         f"Planned {ledger.rows:,} rows: {ledger.kept_rows:,} are answered already{cached}{asked}, the rest goes into "
-        f"{len(shards):,} shards of {size:,} bytes and about {tokens:,} prompt tokens."
+        f"{len(shards):,} shard{'s' * (len(shards) != 1)} of {size:,} bytes and about {tokens:,} prompt tokens."
     )
 
 
