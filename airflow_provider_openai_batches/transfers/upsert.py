@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -88,7 +89,7 @@ def open_target(
     :raises InvalidInputError: no, with the reason and the remedy
     """
     from sqlalchemy import MetaData, Table, inspect
-    from sqlalchemy.exc import NoSuchTableError
+    from sqlalchemy.exc import NoSuchTableError, SAWarning
 
     dialect = engine.dialect.name
     if dialect not in _DIALECTS:
@@ -99,7 +100,10 @@ def open_target(
         )
     schema, table_name = split_name(name)
     try:
-        table = Table(table_name, MetaData(), schema=schema, autoload_with=engine, resolve_fks=False)
+        with warnings.catch_warnings():
+            # Of types that it does not know, such as pgvector's. It need not: see storable.py.
+            warnings.simplefilter("ignore", SAWarning)
+            table = Table(table_name, MetaData(), schema=schema, autoload_with=engine, resolve_fks=False)
     except NoSuchTableError as error:
         raise InvalidInputError(param, f"there is no table {name!r} in {engine.url.database!r}.") from error
     if missing := [column for column in columns if column not in table.columns]:

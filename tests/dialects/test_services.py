@@ -286,7 +286,7 @@ def test_a_job_whose_files_cannot_expire_is_refused_before_a_file_is_sent(emulat
     operator = OpenAIBatchOperator(
         task_id="t", requests=["a"], output_path=str(tmp_path), model="m", files_expire_after=3 * 86_400
     )
-    with pytest.raises(InvalidInputError, match="files_expire_after: .* does not let files expire by choice"):
+    with pytest.raises(InvalidInputError, match=r"files_expire_after: .* does not let files expire by choice"):
         operator.execute(Attempts(store=Store()).next())
     assert emulator.calls == []
 

@@ -109,7 +109,7 @@ def running(processes: Processes) -> Iterator[Services]:
     """
     with tempfile.TemporaryDirectory(prefix="distributed-", ignore_cleanup_errors=True) as name:
         home = Path(name)
-        as_user = _unprivileged(home)
+        as_user = unprivileged(home)
         yield Services(
             home=home,
             processes=processes,
@@ -174,7 +174,7 @@ def _environment() -> dict[str, str]:
     return local_environment({}, without=("PG", "AWS_"))
 
 
-def _unprivileged(home: Path) -> list[str]:
+def unprivileged(home: Path) -> list[str]:
     """Return what to put before a command so that it does not run as root, and give that user the directory."""
     if os.getuid() != 0:
         return []

@@ -12,6 +12,7 @@ from tests.airflow.conftest import (
     run_dag,
 )
 from tests.databases import database, mariadb, postgresql, server
+from tests.pgvector import pgvector, pgvector_port
 
 __all__ = [
     "airflow_db",
@@ -23,6 +24,8 @@ __all__ = [
     "mariadb",
     "memory_storage",
     "no_pauses",
+    "pgvector",
+    "pgvector_port",
     "postgresql",
     "run_dag",
     "server",
