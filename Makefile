@@ -53,8 +53,9 @@ demo-local: $(DEMO_INSTALLED) $(MODEL)
 airflow: $(DEMO_INSTALLED)
 	$(PY) -m demo airflow
 
+# One of the three waits for Airflow most of the time.
 test: $(INSTALLED)
-	$(PY) -m pytest -n 2 $(PYTEST_ARGS)
+	$(PY) -m pytest -n 3 $(PYTEST_ARGS)
 
 # Two sets at a time, and what one prints stays together where make can do that.
 test-matrix: $(INSTALLED)
