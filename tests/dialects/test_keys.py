@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
@@ -25,6 +22,7 @@ from airflow_provider_openai_batches.testing.connection import EmulatorConnectio
 from tests.airflow.conftest import Attempts, Store, request_lines
 from tests.conftest import API_KEY
 from tests.dialects.conftest import CHAT, SERVICES, NewEmulator, new_batch
+from tests.identity import Identity
 
 pytestmark = [pytest.mark.airflow, pytest.mark.usefixtures("no_pauses")]
 
@@ -152,55 +150,15 @@ def test_a_submit_goes_on_when_its_key_is_rotated_while_it_waits(
 # --- tokens of an identity -------------------------------------------------------------------------------------------
 
 
-class Identity:
-    """The machine's identity: the endpoint that Azure's App Service gives a process, on this machine."""
-
-    def __init__(self) -> None:
-        self.token = API_KEY
-        self.lives_s = 3_600
-        self.asked: list[str] = []
-        self.status = 200
-        self.secret = "the header that proves who asks"
-        identity = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                assert self.headers["X-IDENTITY-HEADER"] == identity.secret
-                [scope] = parse_qs(urlsplit(self.path).query)["resource"]
-                identity.asked.append(scope)
-                token = {
-                    "access_token": identity.token,
-                    "expires_on": str(int(time.time()) + identity.lives_s),
-                    "resource": scope,
-                    "token_type": "Bearer",
-                }
-                body = token if identity.status == 200 else {"statusCode": identity.status, "message": "no identity"}
-                self.send_response(identity.status)
-                self.send_header("Content-Type", "application/json")
-                self.end_headers()
-                self.wfile.write(json.dumps(body).encode())
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/msi/token"
-
-
 @pytest.fixture
 def identity(monkeypatch: pytest.MonkeyPatch) -> Iterator[Identity]:
     """No key anywhere; azure-identity finds this."""
     for name in [name for name in os.environ if name.startswith("AZURE_")]:
         monkeypatch.delenv(name)
-    identity = Identity()
-    monkeypatch.setenv("IDENTITY_ENDPOINT", identity.url)
-    monkeypatch.setenv("IDENTITY_HEADER", identity.secret)
-    thread = threading.Thread(target=identity.server.serve_forever)
-    thread.start()
-    yield identity
-    identity.server.shutdown()
-    thread.join()
-    identity.server.server_close()
+    with Identity(token=API_KEY) as identity:
+        for name, value in identity.environment.items():
+            monkeypatch.setenv(name, value)
+        yield identity
 
 
 @pytest.fixture(params=["azure", "azure-classic"])

@@ -1,4 +1,4 @@
-"""What is asked twice is bought once, a handful needs no second batch, and files go: in a real Airflow."""
+"""What is asked twice is bought once, a handful needs no second batch, and files go: in a real Airflow, on S3 too."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from airflow_provider_openai_batches.emulator import Emulator
-from airflow_provider_openai_batches.results import read_results
 from demo.airflow import Airflow
-from tests.conftest import API_KEY
+from tests.system.bucket import Bucket
+from tests.system.conftest import NewService
 from tests.system.dags.reuse_and_clean import QUESTIONS, ROWS
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
@@ -28,49 +28,50 @@ def run(airflow: Airflow, dag_id: str, conf: dict[str, Any], **options: Any) -> 
 
 
 def test_a_second_run_buys_nothing_and_the_first_finishes_its_last_rows_without_a_batch(
-    airflow: Airflow, service: Emulator, tmp_path: Path
+    airflow: Airflow, service: Emulator, s3: Bucket
 ) -> None:
     # Two rows of the batch fail in a way that may pass.
     service.add_fault({"on": {"custom_id": "row-3"}, "do": {"outcome": "server_error"}})
     service.add_fault({"on": {"custom_id": "row-7"}, "do": {"outcome": "server_error"}})
     batches, asked = len(service.batches()), service.count(*CHAT)
 
-    first = run(airflow, "reuse", {"directory": str(tmp_path)}, on_poll=lambda tasks: service.advance(30))
+    first = run(airflow, "reuse", {"directory": f"{s3.uri}/reuse"}, on_poll=lambda tasks: service.advance(30))
 
     manifest = airflow.xcom("reuse", first, "label")
     assert manifest is not None
     assert (manifest["requests"], manifest["succeeded"]) == (ROWS, ROWS)
     assert (manifest["direct"]["requests"], manifest["reused"]["duplicates"]) == (2, ROWS - QUESTIONS)
     assert (len(service.batches()) - batches, service.count(*CHAT) - asked) == (1, 2)
-    rows = list(read_results(manifest))
+    assert s3.keys(f"reuse/{first}/results/")
+    assert s3.keys("reuse/answers/")
+    rows = s3.results(manifest)
     assert [row["custom_id"] for row in rows] == [f"row-{n}" for n in range(ROWS)]
     assert [row["output"] for row in rows[QUESTIONS:]] == [row["output"] for row in rows[: ROWS - QUESTIONS]]
 
-    second = run(airflow, "reuse", {"directory": str(tmp_path)})
+    second = run(airflow, "reuse", {"directory": f"{s3.uri}/reuse"})
 
     again = airflow.xcom("reuse", second, "label")
     assert again is not None
     assert (again["succeeded"], again["batch_ids"], again["reused"]["cache"]) == (ROWS, [], QUESTIONS)
-    assert [row["output"] for row in read_results(again)] == [row["output"] for row in rows]
+    assert [row["output"] for row in s3.results(again)] == [row["output"] for row in rows]
     assert (len(service.batches()) - batches, service.count(*CHAT) - asked) == (1, 2)
 
 
-def test_at_azure_a_job_is_done_and_what_it_left_is_cleaned_up(airflow: Airflow, tmp_path: Path) -> None:
-    with Emulator(dialect="azure", speed=1, batch_seconds=3, api_key=API_KEY) as azure:
-        connection = {"conn_type": "openai_batches", "host": azure.base_url, "password": API_KEY}
-        extra = '{"dialect": "azure", "auth": "api-key"}'
-        airflow.api("POST", "/connections", {"connection_id": "our_azure", **connection, "extra": extra})
-        conf = {"directory": str(tmp_path), "conn_id": "our_azure"}
+def test_at_azure_a_job_is_done_and_what_it_left_is_cleaned_up(
+    airflow: Airflow, new_service: NewService, tmp_path: Path
+) -> None:
+    azure = new_service("our_azure", {"dialect": "azure", "auth": "api-key"}, dialect="azure")
+    conf = {"directory": str(tmp_path), "conn_id": "our_azure"}
 
-        done = run(airflow, "reuse", conf)
+    done = run(airflow, "reuse", conf)
 
-        manifest = airflow.xcom("reuse", done, "label")
-        assert manifest is not None
-        assert (manifest["succeeded"], len(manifest["batch_ids"])) == (ROWS, 1)
-        assert len(azure.batches()) == 1
-        cleaned = run(airflow, "clean", conf)
+    manifest = airflow.xcom("reuse", done, "label")
+    assert manifest is not None
+    assert (manifest["succeeded"], len(manifest["batch_ids"])) == (ROWS, 1)
+    assert len(azure.batches()) == 1
+    cleaned = run(airflow, "clean", conf)
 
-        gone = airflow.xcom("clean", cleaned, "clean")
-        assert gone is not None
-        assert gone["files"] >= 2, "the input and what came of it"
-        assert azure.count("DELETE", "/v1/files/{file_id}") == gone["files"]
+    gone = airflow.xcom("clean", cleaned, "clean")
+    assert gone is not None
+    assert gone["files"] >= 2, "the input and what came of it"
+    assert azure.count("DELETE", "/v1/files/{file_id}") == gone["files"]
