@@ -31,7 +31,7 @@ def table(first: str) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def services_of() -> dict[str, set[str]]:
     """The services for which each test is run, here and in a real Airflow, as pytest itself collects them."""
-    where = ["tests/dialects", "tests/system/test_services_in_airflow.py"]
+    where = ["tests/dialects", "tests/system/together"]
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *where, "--ignore", __file__]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     found: dict[str, set[str]] = defaultdict(set)

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import requests
 
 from airflow_provider_openai_batches.emulator import Emulator
 from demo.__main__ import DAGS_FOLDER
 from demo.airflow import Airflow
 from demo.openai_server import EXAMPLE_PRICES, OpenAIServer, start_emulator
-from demo.processes import HOST, Processes, claim_port, local_environment
+from demo.processes import Processes
 from tests.conftest import API_KEY
 from tests.identity import Identity
-from tests.system.bucket import Bucket
 
-NewService = Callable[..., Emulator]
 TOKEN = "token-of-this-machine-0123456789"
 FOLDERS = {"examples": DAGS_FOLDER, "tests": Path(__file__).with_name("dags")}
 
@@ -78,50 +72,3 @@ def airflow(
         "AZURE_TOKEN_CREDENTIALS": "ManagedIdentityCredential",
     }
     return Airflow.start(processes, workspace / "airflow", DAGS_FOLDER, env=environment)
-
-
-@pytest.fixture(scope="module")
-def new_service(airflow: Airflow) -> Iterator[NewService]:
-    """Start an emulator behind a new connection of Airflow's. A batch takes some seconds, unless options say otherwise.
-
-    ``start(conn_id, extra, **options of the emulator)``
-    """
-    with ExitStack() as stack:
-
-        def start(conn_id: str, extra: dict[str, object] | None = None, **options: object) -> Emulator:
-            usual = {"api_key": API_KEY, "speed": 1, "batch_seconds": 2, "keep_requests": True}
-            emulator = stack.enter_context(Emulator(**usual | options))
-            connection = {"connection_id": conn_id, "conn_type": "openai_batches", "host": emulator.base_url}
-            if (extra or {}).get("auth") != "entra":
-                connection["password"] = API_KEY
-            airflow.api("POST", "/connections", {**connection, "extra": json.dumps(extra or {})})
-            return emulator
-
-        yield start
-
-
-@pytest.fixture(scope="package")
-def s3(airflow: Airflow) -> Iterator[Bucket]:
-    """An empty bucket of a local S3 server, behind the connection `our_s3`."""
-    try:
-        for module in ("airflow.providers.amazon", "s3fs", "moto.server"):
-            __import__(module)
-    except ImportError as error:
-        if os.environ.get("CI_REQUIRE_SERVICES") == "1":
-            pytest.fail(f"S3 cannot be tested: {error}")
-        pytest.skip(f"S3 cannot be tested: {error}")
-    url = f"http://{HOST}:{claim_port(None, '')}"
-    argv = [sys.executable, "-m", "moto.server", "-H", HOST, "-p", url.rpartition(":")[2]]
-    with Processes(airflow.processes.log_dir / "s3", grace_s=0) as processes:
-        processes.start("s3", argv, env=local_environment({}))
-        processes.wait_for(lambda: _answers(url), timeout_s=60, what="the S3 server")
-        bucket = Bucket.create(url)
-        airflow.api("POST", "/connections", bucket.connection)
-        yield bucket
-
-
-def _answers(url: str) -> bool:
-    try:
-        return requests.get(f"{url}/moto-api/", timeout=60).ok
-    except requests.ConnectionError:
-        return False

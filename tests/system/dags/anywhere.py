@@ -1,4 +1,4 @@
-"""A job of two batches at whatever service the run names."""
+"""A job of two batches at whatever service the run names, and the files that it leaves there."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from datetime import timedelta
 
 from airflow.sdk import Param, dag
 
-from airflow_provider_openai_batches.operators.openai_batches import OpenAIBatchOperator
+from airflow_provider_openai_batches.operators.openai_batches import OpenAIBatchCleanupOperator, OpenAIBatchOperator
 
 ROWS = 8
+PARAMS = {"directory": Param("", type="string"), "conn_id": Param("", type="string")}
 
 
-@dag(schedule=None, params={"directory": Param("", type="string"), "conn_id": Param("", type="string")})
+@dag(schedule=None, params=PARAMS)
 def anywhere() -> None:
     OpenAIBatchOperator(
         task_id="label",
@@ -27,4 +28,10 @@ def anywhere() -> None:
     )
 
 
+@dag(schedule=None, params=PARAMS)
+def clean() -> None:
+    OpenAIBatchCleanupOperator(task_id="clean", older_than=1, dag_ids=["anywhere"], conn_id="{{ params.conn_id }}")
+
+
 anywhere()
+clean()

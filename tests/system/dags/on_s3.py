@@ -10,8 +10,10 @@ from airflow.sdk import Param, dag, task
 from airflow_provider_openai_batches.operators.openai_batches import OpenAIBatchOperator
 from airflow_provider_openai_batches.results import read_results
 
+PARAMS = {name: Param("", type="string") for name in ("source", "results", "conn_id")}
 
-@dag(schedule=None, params={"source": Param("", type="string"), "results": Param("", type="string")})
+
+@dag(schedule=None, params=PARAMS)
 def on_s3() -> None:
     job = OpenAIBatchOperator(
         task_id="label",
@@ -19,7 +21,7 @@ def on_s3() -> None:
         output_path="{{ params.results }}",
         model="gpt-4o-mini",
         max_requests_per_batch=10,
-        conn_id="service",
+        conn_id="{{ params.conn_id }}",
         poll_interval=1,
         retries=2,
         retry_delay=timedelta(seconds=1),

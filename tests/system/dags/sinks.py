@@ -15,7 +15,7 @@ REVIEWS = "SELECT id, day, review FROM reviews WHERE day >= :since ORDER BY id"
 COLUMNS = {"review_id": "context.id", "day": "context.day", "label": "output"}
 
 
-@dag(schedule=None, params={"directory": Param("", type="string")})
+@dag(schedule=None, params={"directory": Param("", type="string"), "conn_id": Param("", type="string")})
 def sinks() -> None:
     label = OpenAIBatchOperator(
         task_id="label",
@@ -26,7 +26,7 @@ def sinks() -> None:
         model="gpt-4o-mini",
         max_failed=1,
         max_attempts=1,
-        conn_id="service",
+        conn_id="{{ params.conn_id }}",
         poll_interval=1,
         retries=2,
         retry_delay=timedelta(seconds=1),

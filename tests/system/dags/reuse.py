@@ -1,4 +1,4 @@
-"""A job that buys each question once and its last rows directly, and the files that such jobs leave."""
+"""A job that buys each question once, and its last rows directly."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from typing import Any
 
 from airflow.sdk import Param, dag, task
 
-from airflow_provider_openai_batches.operators.openai_batches import OpenAIBatchCleanupOperator, OpenAIBatchOperator
+from airflow_provider_openai_batches.operators.openai_batches import OpenAIBatchOperator
 
 QUESTIONS = 20
 ROWS = 25
-PARAMS = {"directory": Param("", type="string"), "conn_id": Param("service", type="string")}
 
 
-@dag(schedule=None, params=PARAMS)
+@dag(schedule=None, params={"directory": Param("", type="string"), "conn_id": Param("", type="string")})
 def reuse() -> None:
     @task
     def rows() -> list[dict[str, Any]]:
@@ -35,10 +34,4 @@ def reuse() -> None:
     )
 
 
-@dag(schedule=None, params=PARAMS)
-def clean() -> None:
-    OpenAIBatchCleanupOperator(task_id="clean", older_than=1, dag_ids=["reuse"], conn_id="{{ params.conn_id }}")
-
-
 reuse()
-clean()
