@@ -63,9 +63,6 @@ class BatchClient:
         self._session = ServiceSession(settings)
         self._attempts = attempts
         self._sleep = sleep
-        self._purchases = Purchases(
-            self.batches_since, self.cancel_batch, sleep, keeps_metadata=settings.dialect.keeps_metadata
-        )
 
     def __enter__(self) -> Self:
         return self
@@ -337,6 +334,13 @@ class BatchClient:
             return batch
 
     # --- mechanics ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _purchases(self) -> Purchases:
+        # Made when it is needed: kept, it and this would hold each other.
+        return Purchases(
+            self.batches_since, self.cancel_batch, self._sleep, keeps_metadata=self.settings.dialect.keeps_metadata
+        )
 
     def _retry(self, call: Callable[[], T], *, retry_if: Callable[[BaseException], bool] = is_retryable) -> T:
         return retrying(attempts=self._attempts, sleep=self._sleep, retry_if=retry_if)(call)
