@@ -203,7 +203,7 @@ def test_answer_cut_by_the_token_cap_is_asked_again_with_a_larger_one(new_world:
     world.add_faults({"on": {"custom_id": "row-1"}, "do": {"outcome": "length"}})
     rows = by_id(world.check_results(world.run()))
     assert rows["row-1"]["status"] == "succeeded"
-    again = world._get(f"/files/{world.batches()[-1].input_file_id}/content")
+    again = world.content(world.batches()[-1].input_file_id)
     assert '"max_completion_tokens":100' in again
 
 
@@ -213,7 +213,7 @@ def test_answer_against_the_schema_is_asked_again_with_what_was_wrong(new_world:
     rows = by_id(world.check_results(world.run()))
     assert rows["row-1"]["status"] == "succeeded"
     assert isinstance(rows["row-1"]["output"]["label"], str)
-    again = world._get(f"/files/{world.batches()[-1].input_file_id}/content")
+    again = world.content(world.batches()[-1].input_file_id)
     assert "follows the schema" in again
     assert len(again.splitlines()) == 1
 

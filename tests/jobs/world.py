@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import requests
 
 from airflow_provider_openai_batches.api.client import BatchClient
+from airflow_provider_openai_batches.api.dialects import dialect_named
 from airflow_provider_openai_batches.api.direct import DirectClient
 from airflow_provider_openai_batches.api.models import Batch
 from airflow_provider_openai_batches.api.session import ServiceSession
@@ -49,6 +51,7 @@ class World:
     :param rows: the source; a function is called once per plan
     :param per_batch: requests of a batch
     :param max_bytes: of a batch
+    :param dialect: which service the emulator stands in for, as the connection names it
     :param settings: further settings of the job
     """
 
@@ -65,9 +68,11 @@ class World:
         model: str | None = "gpt-4o-mini",
         endpoint: str = "/v1/chat/completions",
         body: dict[str, Any] | None = None,
+        dialect: str = "openai",
         **settings: Any,
     ) -> None:
         self.base_url = base_url
+        self.dialect = dialect_named(dialect)
         self.query: dict[str, str] = {}
         self.location = location
         self.rows: Any = [f"say {index}" for index in range(25)] if rows is None else rows
@@ -99,11 +104,15 @@ class World:
 
     def wait(self, waiting: Waiting) -> None:
         """Let the time pass that a task would wait."""
+        self.pass_time(self.wait_s(waiting))
+
+    def wait_s(self, waiting: Waiting) -> float:
+        """Return how many seconds a task would wait."""
         until = [waiting.not_before] if waiting.not_before is not None else []
         if waiting.batch_ids:
             until.append(self.now + BATCH_S)
         assert until, "the job waits for nothing, for ever"
-        self.pass_time(max(min(until) - self.now, 0) + 1)
+        return max(min(until) - self.now, 0) + 1
 
     def add_faults(self, *rules: dict[str, Any]) -> None:
         """Script faults of the service."""
@@ -195,9 +204,16 @@ class World:
 
     # --- what came of it ---------------------------------------------------------------------------------------------
 
+    @property
+    def client_settings(self) -> ClientSettings:
+        """Where the service is, as a connection would say it."""
+        return ClientSettings(
+            api_key=API_KEY, base_url=self.base_url, query=self.query, dialect=self.dialect, auth=self.dialect.auth
+        )
+
     def client(self, *, attempts: int = 5, watch: Watch | None = None) -> BatchClient:
         """A client of the service that does not sleep."""
-        settings = ClientSettings(api_key=API_KEY, base_url=self.base_url, query=self.query)
+        settings = self.client_settings
         client = BatchClient(settings, attempts=attempts, sleep=lambda _: None)
         if watch is not None:
             client._session = WatchedSession(settings, watch)
@@ -205,7 +221,7 @@ class World:
 
     def asker(self, *, watch: Watch | None = None) -> DirectClient:
         """A client of the models' own endpoints that does not sleep."""
-        settings = ClientSettings(api_key=API_KEY, base_url=self.base_url, query=self.query)
+        settings = self.client_settings
         client = DirectClient(settings, sleep=lambda _: None)
         if watch is not None:
             client._session = WatchedSession(settings, watch)
@@ -234,7 +250,7 @@ class World:
         counts: Counter[str] = Counter()
         for batch in self.batches():
             if batch.status != "failed":
-                content = self._get(f"/files/{batch.input_file_id}/content")
+                content = self.content(batch.input_file_id or "")
                 counts.update(json.loads(line)["custom_id"] for line in content.splitlines())
         return counts
 
@@ -243,7 +259,7 @@ class World:
         counts: Counter[str] = Counter()
         for batch in self.batches():
             if batch.output_file_id:
-                lines = map(json.loads, self._get(f"/files/{batch.output_file_id}/content").splitlines())
+                lines = map(json.loads, self.content(batch.output_file_id).splitlines())
                 counts.update(line["custom_id"] for line in lines if line["response"]["status_code"] == 200)
         return counts
 
@@ -252,11 +268,19 @@ class World:
         counts: Counter[str] = Counter()
         for batch in self.batches():
             if batch.output_file_id:
-                asked = map(json.loads, self._get(f"/files/{batch.input_file_id}/content").splitlines())
+                asked = map(json.loads, self.content(batch.input_file_id or "").splitlines())
                 bodies = {line["custom_id"]: json.dumps(line["body"], sort_keys=True) for line in asked}
-                lines = map(json.loads, self._get(f"/files/{batch.output_file_id}/content").splitlines())
+                lines = map(json.loads, self.content(batch.output_file_id).splitlines())
                 counts.update(bodies[line["custom_id"]] for line in lines if line["response"]["status_code"] == 200)
         return counts
+
+    def content(self, file_id: str) -> str:
+        """Fetch a file of the service."""
+        settings = self.client_settings
+        url = settings.url("files", file_id, "content")
+        answer = self._http.get(url, params=settings.query, headers=AUTHORIZED, timeout=60)
+        answer.raise_for_status()
+        return answer.text
 
     def check_bought_once(self) -> None:
         """Make sure that each round of each shard was bought once, and each answer in a batch."""
@@ -289,15 +313,10 @@ class World:
         )
 
     def _control(self, method: str, what: str, body: Any = None) -> Any:
-        url = self.base_url.removesuffix("/v1") + f"/emulator/{what}"
+        url = urljoin(self.base_url, f"/emulator/{what}")
         answer = self._http.request(method, url, json=body, headers=AUTHORIZED, timeout=60)
         answer.raise_for_status()
         return answer.json()
-
-    def _get(self, path: str) -> str:
-        answer = self._http.get(self.base_url + path, headers=AUTHORIZED, timeout=60)
-        answer.raise_for_status()
-        return answer.text
 
 
 class WatchedSession(ServiceSession):

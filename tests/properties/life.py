@@ -2,80 +2,51 @@
 
 Attempts run until they stand before or after an operation that others can see. There they may die, freeze while another
 attempt takes over, and wake up again. Meanwhile the service fails in all its ways, time passes, somebody cancels
-batches in the dashboard, and users change rows and clear the task.
+batches in the dashboard, users change rows and clear the task, and other jobs use the same answer cache. The service is
+OpenAI, or any other that has a dialect.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import requests
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from airflow_provider_openai_batches.api.errors import OpenAIBatchesError
 from airflow_provider_openai_batches.emulator import Emulator
+from airflow_provider_openai_batches.emulator.dialects import DIALECTS
 from airflow_provider_openai_batches.jobs.engine import Finished, Stopped, Waiting, advance
-from airflow_provider_openai_batches.jobs.ledger import Ledger, load_ledger
 from airflow_provider_openai_batches.jobs.parts import read_results
-from airflow_provider_openai_batches.jobs.purchase import JOB_KEY
 from tests.conftest import API_KEY
-from tests.jobs.world import AUTHORIZED, BATCH_S, OWNER, World
+from tests.jobs.world import BATCH_S
 from tests.properties import object_store
-from tests.properties.account import TERMINAL, Account, Generation, check_once
+from tests.properties.account import TERMINAL, Account, Purchase, check_once, purchases
 from tests.properties.attempts import WAITING, Attempt
+from tests.properties.chronicle import Chronicle
+from tests.properties.direct_calls import BEFORE_CALL, Receipts
+from tests.properties.faults import DIRECT_FAULTS, FAULTS, MODEL, NO_METADATA
+from tests.properties.shared_cache import SharedCache
 
-MODEL = "gpt-4o-mini"
-LONGEST_CALL_S = 60
-"""A create that is on its way for longer has arrived, or its client has given up."""
+LONGEST_CALL_S = {"before POST batches": 60, BEFORE_CALL: 1_200}
+"""A call that is on its way for longer has arrived, or its client has given up."""
 
 DAY_S = 86_500
 _MOST_DAYS = 5
 _MOST_ROWS = 12
 _MOST_FAULTS = 8
+_MOST_OTHERS = 3
 _PATIENT_ATTEMPTS = 4
 
+_SERVICES = [*DIALECTS, *["openai"] * len(DIALECTS)]
+_QUESTIONS = st.lists(st.integers(0, 5), min_size=1, max_size=8)
+_EXPIRY_S = st.sampled_from([None, 3_000, 100_000])
 
-def _queue_full(limit: int) -> dict[str, Any]:
-    message = f"Enqueued token limit reached for {MODEL} in organization org. Limit: {limit} enqueued tokens."
-    return {"status": 429, "body": {"error": {"code": "token_limit_exceeded", "message": message}}}
-
-
-def _on(method: str, path: str, *effects: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"on": {"method": method, "path": path}, "do": effect} for effect in effects]
-
-
-_DROPS = ({"drop": "before"}, {"drop": "after"}, {"status": 500})
-CALL_FAULTS = [
-    *_on("POST", "/batches", *_DROPS, {"status": 429}, {"status": 400}, _queue_full(40), _queue_full(90_000)),
-    *_on("POST", "/files", *_DROPS),
-    *_on("POST", "/batches/*/cancel", *_DROPS),
-    *_on("GET", "/batches", *_DROPS, {"ignore_after": True}, {"patch": {"output_file_id": None}}),
-    *_on("GET", "/batches/*", *_DROPS, {"status": 404}, {"set": {"output_file_id": ""}}, {"azure": True}),
-    *_on("GET", "/files/*/content", *_DROPS, {"truncate": 0}, {"truncate": 700}, {"gzip": True}, {"status": 404}),
-]
-BATCH_FAULTS: list[dict[str, Any]] = [
-    {"on": {"batch": {}}, "do": effect}
-    for effect in (
-        {"outcome": "failed"},
-        {"outcome": "failed", "errors": [{"code": "model_not_found", "message": "No such model."}]},
-        {"outcome": "token_limit_exceeded"},
-        {"outcome": "file_not_found"},
-        {"outcome": "expire", "finished": 0.0},
-        {"outcome": "expire", "finished": 0.5},
-        {"outcome": "all_failed"},
-        {"outcome": "empty_error_file"},
-        {"outcome": "skip_states"},
-        {"outcome": "stuck", "status": "in_progress", "seconds": 90_000},
-        {"outcome": "stuck", "status": "validating", "seconds": 600},
-        {"outcome": "stuck", "status": "cancelling", "seconds": 600},
-    )
-]
 BOUNDARIES = (
     "before POST batches",
     "after POST batches",
@@ -83,24 +54,16 @@ BOUNDARIES = (
     "after POST files",
     "before write _job/attempts",
     "after write _job/attempts",
+    "before POST chat",
+    "after POST chat",
+    "direct/",
     "publish results",
+    "publish v1/",
     "requests.jsonl",
     "output.jsonl",
     "clean",
 )
 """Parts of the names of operations between which much can go wrong."""
-
-ROW_FATES = ("error", "server_error", "timeout", "missing", "duplicate", "unknown", "broken_line", "length")
-
-FAULTS = st.one_of(
-    st.builds(lambda fault, times: fault | {"times": times}, st.sampled_from(CALL_FAULTS), st.sampled_from([1, 1, 6])),
-    st.sampled_from(BATCH_FAULTS),
-    st.builds(
-        lambda row, outcome: {"on": {"custom_id": f"row-{row}"}, "do": {"outcome": outcome}},
-        st.integers(0, 3),
-        st.sampled_from(ROW_FATES),
-    ),
-)
 
 
 class JobLife(RuleBasedStateMachine):
@@ -110,35 +73,54 @@ class JobLife(RuleBasedStateMachine):
     """Where directories are made; None for the usual place."""
 
     @initialize(
-        rows=st.integers(1, 8),
+        questions=_QUESTIONS,
         per_batch=st.integers(2, 4),
         max_attempts=st.integers(1, 3),
         most_active=st.sampled_from([None, None, 1]),
         queue=st.sampled_from([None, None, 60, 100_000]),
         storage=st.sampled_from(["disk", "object store"]),
+        service=st.sampled_from(_SERVICES),
+        deduplicate=st.booleans(),
+        has_cache=st.booleans(),
+        expires_after_s=_EXPIRY_S,
+        directly=st.sampled_from([0, 0, 2, 100]),
     )
     def begin(
-        self, rows: int, per_batch: int, max_attempts: int, most_active: int | None, queue: int | None, storage: str
+        self,
+        questions: list[int],
+        per_batch: int,
+        max_attempts: int,
+        most_active: int | None,
+        queue: int | None,
+        storage: str,
+        service: str,
+        deduplicate: bool,
+        has_cache: bool,
+        expires_after_s: int | None,
+        directly: int,
     ) -> None:
         # A service of its own costs less than to tell its batches from those of other examples.
         self.closing = ExitStack()
-        self.emulator = self.closing.enter_context(Emulator(speed=0, api_key=API_KEY))
-        self.batches: list[dict[str, Any]] = []
+        emulator = Emulator(speed=0, api_key=API_KEY, keep_requests=True, dialect=service)
+        self.emulator = self.closing.enter_context(emulator)
+        if service == "litellm":
+            self.emulator.add_fault(NO_METADATA)
+        self.receipts = Receipts(self.emulator)
+        self.batches: list[Purchase] = []
         self.folder = Path(tempfile.mkdtemp(prefix="life-", dir=self.in_memory))
-        self.texts = [f"say {index}" for index in range(rows)]
-        self.world = World(
-            self.emulator.base_url,
-            self.folder / "job" if storage == "disk" else object_store.new_location(self.folder.name),
-            self._read_rows,
-            per_batch=per_batch,
-            max_attempts=max_attempts,
-            max_active_batches=most_active,
-            queue_limits={} if queue is None else {MODEL: queue},
-        )
+        self.is_on_disk = storage == "disk"
+        self.settings: dict[str, Any] = {
+            "per_batch": per_batch,
+            "max_attempts": max_attempts,
+            "max_active_batches": most_active,
+            "queue_limits": {} if queue is None else {MODEL: queue},
+            "deduplicate": deduplicate,
+            "finish_synchronously_below": directly,
+        }
+        self.cache = SharedCache(self._location("cache")) if has_cache else None
+        self.job = self._new_job("job", questions, expires_after_s)
+        self.others: list[Chronicle] = []
         self.attempts: list[Attempt] = []
-        self.running = ""
-        self.read: dict[str, list[str]] = {}
-        self.generations: dict[int, Generation] = {}
         self.versions = self.tries = self.days = self.faults = 0
 
     # --- attempts ----------------------------------------------------------------------------------------------------
@@ -157,7 +139,7 @@ class JobLife(RuleBasedStateMachine):
     @precondition(lambda self: len(self.alive) < 2)
     @rule(
         replan=st.sampled_from(["when_finished", "always", "never"]),
-        change=st.sampled_from(["nothing", "one", "all", "more", "fewer", "turn"]),
+        change=st.sampled_from(["nothing", "one", "all", "more", "again", "as the last", "fewer", "turn"]),
     )
     def clear(self, replan: str, change: str) -> None:
         """Clear the task, perhaps with other rows."""
@@ -195,7 +177,7 @@ class JobLife(RuleBasedStateMachine):
     @precondition(lambda self: self.alive)
     @rule(data=st.data())
     def crash(self, data: st.DataObject) -> None:
-        data.draw(st.sampled_from(self.alive)).crash()
+        self._crash(data.draw(st.sampled_from(self.alive)))
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data(), changes=st.integers(0, 20))
@@ -217,35 +199,43 @@ class JobLife(RuleBasedStateMachine):
         self._pass_time(DAY_S)
 
     @precondition(lambda self: self.faults < _MOST_FAULTS)
-    @rule(fault=FAULTS, skip=st.integers(0, 2))
-    def fail(self, fault: dict[str, Any], skip: int) -> None:
+    @rule(data=st.data(), skip=st.integers(0, 2))
+    def fail(self, data: st.DataObject, skip: int) -> None:
         self.faults += 1
+        fault = data.draw(DIRECT_FAULTS if self.settings["finish_synchronously_below"] else FAULTS)
         self.emulator.add_fault(fault | {"skip": skip})
 
     @precondition(lambda self: self.open_batches)
     @rule(data=st.data())
     def cancel_from_outside(self, data: st.DataObject) -> None:
         """Cancel a batch in the dashboard."""
-        ids = sorted(batch["id"] for batch in self.open_batches)
-        at = data.draw(st.integers(0, len(ids) - 1))
-        url = f"{self.emulator.base_url}/batches/{ids[at]}/cancel"
-        with suppress(requests.ConnectionError):  # It may be a fault's turn.
-            requests.post(url, headers=AUTHORIZED, timeout=60)
+        ids = sorted(each.batch["id"] for each in self.open_batches)
+        with suppress(OpenAIBatchesError):  # It may be a fault's turn.
+            self.job.world.client(attempts=1).cancel_batch(ids[data.draw(st.integers(0, len(ids) - 1))])
+
+    @precondition(lambda self: self.cache is not None and len(self.others) < _MOST_OTHERS)
+    @rule(questions=_QUESTIONS, expires_after_s=_EXPIRY_S)
+    def run_another_job(self, questions: list[int], expires_after_s: int | None) -> None:
+        """Let a job of another task have an attempt, with the same cache."""
+        other = self._new_job(f"other-{len(self.others)}", questions, expires_after_s)
+        self.others.append(other)
+        with suppress(OpenAIBatchesError):
+            self._run_to_the_end(other, "other", pass_time=self._pass_time, max_tries=0)
 
     # --- what always holds -------------------------------------------------------------------------------------------
 
     @invariant()
     def nothing_is_bought_twice(self) -> None:
-        if hasattr(self, "world"):
-            self.batches = self.emulator.batches()
+        if hasattr(self, "job"):
+            self.batches = purchases(self.emulator)
             check_once(self.batches)
 
     def teardown(self) -> None:
-        if not hasattr(self, "world"):
+        if not hasattr(self, "job"):
             return
         try:
             for attempt in self.alive:
-                attempt.crash()
+                self._crash(attempt)
             self._finish()
             # What is worked out from the service's files must not meet its faults.
             self.emulator.clear_faults()
@@ -259,20 +249,28 @@ class JobLife(RuleBasedStateMachine):
 
     def _check_all(self) -> None:
         self.nothing_is_bought_twice()
-        still_open = [batch["id"] for batch in self.open_batches]
-        assert not still_open, f"forgotten: {still_open}"
-        ledger = self.ledger
+        ledger = self.job.ledger
         assert ledger is not None
         assert ledger.manifest is not None
         assert ledger.manifest["twins"] == []
-        assert {batch["metadata"][JOB_KEY] for batch in self.batches} <= {ledger.job_id}
-        latest = self.generations[ledger.generation]
+        still_open = [each.batch["id"] for each in self.open_batches if each.job == ledger.job_id]
+        assert not still_open, f"forgotten: {still_open}"
+        latest = self.job.generations[ledger.generation]
         assert list(read_results(ledger.manifest)) == latest.results, "changed after the job was done"
-        account = Account(self.emulator.base_url, self.batches)
-        numbers = sorted(self.generations)
-        for number in numbers:
-            if self.generations[number].results is not None:
-                account.check(number, self.generations[number], self.generations.get(number + 1))
+        jobs = [job for job in [self.job, *self.others] if job.ledger is not None]
+        assert {each.job for each in self.batches} <= {job.ledger.job_id for job in jobs if job.ledger is not None}
+        for job in jobs:
+            self._check(job)
+        if self.cache is not None:
+            self.cache.check()
+
+    def _check(self, job: Chronicle) -> None:
+        ledger = job.ledger
+        assert ledger is not None
+        account = Account(job.world, (each for each in self.batches if each.job == ledger.job_id), job.calls)
+        for number, generation in sorted(job.generations.items()):
+            if generation.results is not None:
+                account.check(number, generation, job.generations.get(number + 1))
 
     def _finish(self) -> None:
         """Let the task go on until it is done. Where its retries do not help, somebody does what the error says."""
@@ -283,25 +281,29 @@ class JobLife(RuleBasedStateMachine):
                 self.tries += 1
                 options = {"replan": "always"}
             try:
-                outcome = self._run_to_the_end(self._name(), **options)
+                outcome = self._run_to_the_end(
+                    self.job, self._name(), pass_time=self._pass_time, max_tries=self.tries, **options
+                )
             except OpenAIBatchesError:
                 continue
             if isinstance(outcome, Finished):
                 return
         raise AssertionError("the job does not come to an end")
 
-    def _run_to_the_end(self, name: str, **options: Any) -> Finished | Stopped:
-        options = {"watch": self._watch, "max_tries": self.tries} | options
+    def _run_to_the_end(
+        self, job: Chronicle, name: str, *, pass_time: Callable[[float], None], **options: Any
+    ) -> Finished | Stopped:
         for turn in range(60):
-            self.running = f"{name}-{turn}"
-            job = self.world.attempt(self.running, **options)
-            outcome = advance(job)
+            running = job.running = f"{name}-{turn}"
+            try:
+                opened = job.world.attempt(running, watch=lambda at, name=running: job.note(name, at), **options)
+                outcome = advance(opened)
+            finally:
+                job.note(running, None)
             if not isinstance(outcome, Waiting):
                 return outcome
-            if turn % 15 == 14:
-                self.world.pass_time(DAY_S)  # There may be a batch that takes as long.
-            else:
-                self.world.wait(outcome)
+            # There may be a batch that takes days.
+            pass_time(DAY_S if turn % 15 == 14 else job.world.wait_s(outcome))
             options["resuming"] = True
         raise AssertionError("an attempt does not come to an end")
 
@@ -313,28 +315,41 @@ class JobLife(RuleBasedStateMachine):
         return [attempt for attempt in getattr(self, "attempts", []) if attempt.at is not None]
 
     @property
-    def open_batches(self) -> list[dict[str, Any]]:
+    def open_batches(self) -> list[Purchase]:
         """Those that were not over after the last step."""
-        return [batch for batch in getattr(self, "batches", []) if batch["status"] not in TERMINAL]
+        return [each for each in getattr(self, "batches", []) if each.batch["status"] not in TERMINAL]
 
-    @property
-    def ledger(self) -> Ledger | None:
-        """The ledger, which can be read at any moment."""
-        return load_ledger(self.world.directory, OWNER)
+    def _location(self, name: str) -> Path | str:
+        return self.folder / name if self.is_on_disk else object_store.new_location(f"{self.folder.name}/{name}")
+
+    def _new_job(self, name: str, questions: list[int], expires_after_s: int | None) -> Chronicle:
+        return Chronicle(
+            self.emulator,
+            self.receipts,
+            self._location(name),
+            [f"say {number}" for number in questions],
+            cache=self.cache,
+            expires_after_s=expires_after_s,
+            **self.settings,
+        )
 
     def _name(self) -> str:
-        return f"attempt-{len(self.attempts)}-{self.world.attempts}"
+        return f"attempt-{len(self.attempts)}-{self.job.world.attempts}"
 
     def _start(self, **options: Any) -> None:
-        self.attempts.append(Attempt(self.world, self._name(), max_tries=self.tries, **options))
+        self.attempts.append(Attempt(self.job.world, self._name(), max_tries=self.tries, **options))
         self._step(self.attempts[-1])
 
     def _step(self, attempt: Attempt) -> None:
-        self.running = attempt.name
+        self.job.running = attempt.name
         attempt.step()
         if attempt.defect is not None:
             raise attempt.defect
-        self._look()
+        self.job.note(attempt.name, attempt.at)
+
+    def _crash(self, attempt: Attempt) -> None:
+        attempt.crash()
+        self.job.note(attempt.name, attempt.at)
 
     def _go_on_to(self, attempt: Attempt, kind: str) -> None:
         while True:
@@ -342,50 +357,30 @@ class JobLife(RuleBasedStateMachine):
             if attempt.at in (None, WAITING) or kind in attempt.at:
                 break
 
-    def _watch(self, _: str) -> None:
-        self._look()
-
     def _pass_time(self, seconds: float) -> None:
         for attempt in self.alive:
-            if attempt.at == "before POST batches" and self.world.now + seconds > attempt.since + LONGEST_CALL_S:
+            longest = LONGEST_CALL_S.get(attempt.at or "")
+            if longest is not None and self.job.world.now + seconds > attempt.since + longest:
                 self._step(attempt)
-        self.world.pass_time(seconds)
-
-    def _read_rows(self) -> Iterable[str]:
-        self.read[self.running] = list(self.texts)
-        return list(self.texts)
+        self.job.world.pass_time(seconds)
+        for other in self.others:
+            other.world.pass_time(0)
 
     def _change_rows(self, change: str) -> None:
         self.versions += 1
-        new = f"say version {self.versions}"
+        new, texts = f"say version {self.versions}", self.job.texts
         match change:
             case "one":
-                self.texts[0] = new
+                texts[0] = new
             case "all":
-                self.texts = [f"{new} of {index}" for index in range(len(self.texts))]
-            case "more" if len(self.texts) < _MOST_ROWS:
-                self.texts = [*self.texts, new]
-            case "fewer" if len(self.texts) > 1:
-                self.texts = self.texts[:-1]
+                texts[:] = [f"{new} of {index}" for index in range(len(texts))]
+            case "more" if len(texts) < _MOST_ROWS:
+                texts.append(new)
+            case "again" if len(texts) < _MOST_ROWS:
+                texts.append(texts[0])
+            case "as the last":
+                texts[0] = texts[-1]
+            case "fewer" if len(texts) > 1:
+                texts.pop()
             case "turn":
-                self.texts = [*self.texts[1:], self.texts[0]]
-
-    def _look(self) -> None:
-        """Take notes of each new plan and of each plan's results."""
-        ledger = self.ledger
-        if ledger is None:
-            return
-        before = self.generations.get(ledger.generation - 1)
-        if before is not None and before.results is None and ledger.earlier_results:
-            before.results = list(read_results({"results": ledger.earlier_results}))
-        if ledger.planned and ledger.generation not in self.generations:
-            # Rows are read by the attempt that makes the plan, in the same step.
-            kept = set() if before is None else before.answered()
-            rows = self.read[self._reader(ledger.attempt)]
-            self.generations[ledger.generation] = Generation(rows, ledger.first_shard, kept)
-        generation = self.generations.get(ledger.generation)
-        if ledger.manifest is not None and generation is not None and generation.results is None:
-            generation.results = list(read_results(ledger.manifest))
-
-    def _reader(self, attempt: str) -> str:
-        return attempt if attempt in self.read else attempt.rpartition("-")[0]
+                texts.append(texts.pop(0))

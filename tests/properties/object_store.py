@@ -55,3 +55,9 @@ def new_location(name: str) -> str:
 def forget_all() -> None:
     """Remove all objects."""
     ObjectStore.store.clear()
+
+
+def contents(location: str) -> list[bytes]:
+    """Return the objects below a URI."""
+    prefix = "/" + location.rpartition("@")[2] + "/"
+    return [content.getvalue() for name, content in sorted(ObjectStore.store.items()) if name.startswith(prefix)]
