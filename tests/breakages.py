@@ -240,7 +240,7 @@ BREAKAGES = (
         "answers are checked against the batch's counts",
         "a file with too few lines is taken for whole",
         "jobs/landing.py",
-        'if problem := check_counts(batch, fetched.get("output", 0), fetched.get("errors", 0)):',
+        "if problem := check_counts(batch, *lines, current.requests):",
         "if problem := None:",
         ("tests/jobs/test_engine.py",),
     ),

@@ -190,10 +190,16 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def files_pending(self) -> bool:
-        """Whether a completed batch has results that it does not name a file for yet, a matter of seconds."""
+        """Whether a completed batch has results that it does not name a file for yet, a matter of seconds.
+
+        Where a service sends no counts, it has some: no batch is without requests.
+        """
         counts = self.request_counts
+        names_none = not self.output_file_id and not self.error_file_id
         return self.status == BatchStatus.COMPLETED and (
-            (counts.completed > 0 and not self.output_file_id) or (counts.failed > 0 and not self.error_file_id)
+            (counts.completed > 0 and not self.output_file_id)
+            or (counts.failed > 0 and not self.error_file_id)
+            or (counts.total == 0 and names_none)
         )
 
     @classmethod

@@ -69,7 +69,8 @@ def land(job: Job, shard: Shard) -> None:
         for kind, file_id in (("output", batch.output_file_id), ("errors", batch.error_file_id)):
             if file_id and _fetch(job, current, file_id, staging / kind):
                 fetched[kind] = count_lines(staging / kind)
-        if problem := check_counts(batch, fetched.get("output", 0), fetched.get("errors", 0)):
+        lines = fetched.get("output", 0), fetched.get("errors", 0)
+        if problem := check_counts(batch, *lines, current.requests):
             if current.troubles < MISCOUNTED_TRIES:
                 raise DownloadIncompleteError(problem)
             log.error("%s Its length is right, though, each time: the rest counts as missing.", problem)
@@ -82,8 +83,7 @@ def land(job: Job, shard: Shard) -> None:
     current.troubles = 0
     job.save()
     job.landed(batch, shard.model)
-    counts = fetched.get("output", 0), fetched.get("errors", 0)
-    log.info("Batch %s is %s: landed %d answers and %d errors.", batch.id, batch.status, *counts)
+    log.info("Batch %s is %s: landed %d answers and %d errors.", batch.id, batch.status, *lines)
 
 
 def lost(job: Job, shard: Shard, error: NotFoundError) -> None:

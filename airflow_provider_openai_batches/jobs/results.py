@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from airflow_provider_openai_batches.api.models import Batch, Usage
+from airflow_provider_openai_batches.api.models import Batch, BatchStatus, Usage
 from airflow_provider_openai_batches.jobs.changes import body_of, changed
 from airflow_provider_openai_batches.jobs.classify import (
     NOT_SUBMITTED,
@@ -311,8 +311,8 @@ class ShardReview:
         )
 
 
-def check_counts(batch: Batch, output_lines: int, error_lines: int) -> str | None:
-    """Compare fetched files with what the batch says it did.
+def check_counts(batch: Batch, output_lines: int, error_lines: int, requests: int = 0) -> str | None:
+    """Compare fetched files with what the batch says it did; if it says nothing, with what it was asked to do.
 
     More lines than counted are fine: expired batches do not count requests that never ran, some services count
     nothing, and others write all lines to one file.
@@ -320,10 +320,13 @@ def check_counts(batch: Batch, output_lines: int, error_lines: int) -> str | Non
     :param batch: the batch in its terminal state
     :param output_lines: lines of its output file, see :func:`count_lines`
     :param error_lines: lines of its error file
+    :param requests: that it was created with; default: not known
     :return: what is wrong, or None
     """
     counts = batch.request_counts
-    if output_lines < counts.completed:
+    if not counts.total and batch.status == BatchStatus.COMPLETED and output_lines + error_lines < requests:
+        missing = f"it had {requests:,} requests, but its files have {output_lines + error_lines:,} lines"
+    elif output_lines < counts.completed:
         missing = f"{counts.completed:,} requests completed, but the output file has {output_lines:,} lines"
     elif output_lines + error_lines < counts.completed + counts.failed:
         missing = f"{counts.failed:,} requests failed, but the error file has {error_lines:,} lines"

@@ -348,6 +348,24 @@ def test_results_that_are_not_named_yet_are_waited_for(new_world: NewWorld) -> N
     assert set(world.sent().values()) == {1}
 
 
+@pytest.mark.parametrize("failed", [0, 1])
+def test_results_that_are_not_named_yet_are_waited_for_where_a_service_sends_no_counts(
+    new_world: NewWorld, failed: int
+) -> None:
+    world = new_world(rows=["a", "b", "c"])
+    for row in range(failed):
+        world.add_faults({"on": {"custom_id": f"row-{row}"}, "do": {"outcome": "error"}})
+    advance(world.attempt())
+    world.pass_time(200)
+    for path in ("/batches", "/batches/*"):
+        for times, hidden in ((4, {"output_file_id": None}), (None, {})):
+            effect = {"set": {"request_counts": None, **hidden}}
+            world.add_faults({"on": {"method": "GET", "path": path}, "do": effect, "times": times})
+    rows = world.check_results(world.run(world.attempt(resuming=True)))
+    assert [row["status"] for row in rows] == ["failed"] * failed + ["succeeded"] * (3 - failed)
+    assert set(world.sent().values()) == {1}
+
+
 def test_waiting_in_one_process_looks_at_a_batch_anew_after_trouble(new_world: NewWorld) -> None:
     world = new_world(rows=["a", "b"])
     job = world.attempt()

@@ -462,6 +462,14 @@ def test_complete_files_pass(ended: Batch, output_lines: int, error_lines: int) 
     assert check_counts(ended, output_lines, error_lines) is None
 
 
+def test_where_nothing_is_counted_each_request_has_a_line() -> None:
+    uncounted = Batch.from_api({"id": "batch_1", "status": "completed"})
+    assert check_counts(uncounted, 8, 2, 10) is None
+    assert "10 requests, but its files have 9 lines" in (check_counts(uncounted, 8, 1, 10) or "")
+    assert check_counts(uncounted, 8, 1) is None, "how many there were is not known"
+    assert check_counts(Batch.from_api({"id": "batch_1", "status": "expired"}), 8, 1, 10) is None
+
+
 @pytest.mark.parametrize(
     ("ended", "output_lines", "error_lines", "words"),
     [

@@ -27,7 +27,7 @@ CALL_FAULTS = [
     *_on("GET", "/batches/*", *_DROPS, {"status": 404}, {"set": {"output_file_id": ""}}, {"azure": True}),
     *_on("GET", "/files/*/content", *_DROPS, {"truncate": 0}, {"truncate": 700}, {"gzip": True}, {"status": 404}),
 ]
-ANSWER_FAULTS = _on(
+_ANSWER_FAULTS = _on(
     "POST",
     "/chat/completions",
     *_DROPS,
@@ -38,8 +38,6 @@ ANSWER_FAULTS = _on(
     {"status": 503},
     {"status": 429, "headers": {"Retry-After": "600"}},
 )
-"""Of requests that are sent without a batch. None is answered and then cut: each call ends with a status, or with 0."""
-
 BATCH_FAULTS: list[dict[str, Any]] = [
     {"on": {"batch": {}}, "do": effect}
     for effect in (
@@ -74,8 +72,14 @@ FAULTS = st.one_of(
         st.sampled_from(_ROW_FATES),
     ),
 )
-DIRECT_FAULTS = st.one_of(FAULTS, _some_times(ANSWER_FAULTS))
-"""For jobs that send rows without a batch."""
+DIRECT_FAULTS = _some_times(_ANSWER_FAULTS)
+"""Of requests that are sent without a batch. None is answered and then cut: each call ends with a status, or with 0."""
+
+
+def ailing(row: int) -> dict[str, Any]:
+    """Let a row fail once in a way that passes."""
+    return {"on": {"custom_id": f"row-{row}"}, "do": {"outcome": "server_error"}}
+
 
 NO_METADATA: dict[str, Any] = {
     "on": {"path": "/batches**"},

@@ -30,7 +30,7 @@ from tests.properties.account import TERMINAL, Account, Purchase, check_once, pu
 from tests.properties.attempts import WAITING, Attempt
 from tests.properties.chronicle import Chronicle
 from tests.properties.direct_calls import BEFORE_CALL, Receipts
-from tests.properties.faults import DIRECT_FAULTS, FAULTS, MODEL, NO_METADATA
+from tests.properties.faults import DIRECT_FAULTS, FAULTS, MODEL, NO_METADATA, ailing
 from tests.properties.shared_cache import SharedCache
 
 LONGEST_CALL_S = {"before POST batches": 60, BEFORE_CALL: 1_200}
@@ -83,7 +83,8 @@ class JobLife(RuleBasedStateMachine):
         deduplicate=st.booleans(),
         has_cache=st.booleans(),
         expires_after_s=_EXPIRY_S,
-        directly=st.sampled_from([0, 0, 2, 100]),
+        directly=st.sampled_from([0, 2, 100]),
+        failing=st.sets(st.integers(0, 3), max_size=3),
     )
     def begin(
         self,
@@ -98,6 +99,7 @@ class JobLife(RuleBasedStateMachine):
         has_cache: bool,
         expires_after_s: int | None,
         directly: int,
+        failing: set[int],
     ) -> None:
         # A service of its own costs less than to tell its batches from those of other examples.
         self.closing = ExitStack()
@@ -105,6 +107,8 @@ class JobLife(RuleBasedStateMachine):
         self.emulator = self.closing.enter_context(emulator)
         if service == "litellm":
             self.emulator.add_fault(NO_METADATA)
+        for row in failing if directly else ():
+            self.emulator.add_fault(ailing(row))
         self.receipts = Receipts(self.emulator)
         self.batches: list[Purchase] = []
         self.folder = Path(tempfile.mkdtemp(prefix="life-", dir=self.in_memory))
@@ -199,10 +203,15 @@ class JobLife(RuleBasedStateMachine):
         self._pass_time(DAY_S)
 
     @precondition(lambda self: self.faults < _MOST_FAULTS)
-    @rule(data=st.data(), skip=st.integers(0, 2))
-    def fail(self, data: st.DataObject, skip: int) -> None:
+    @rule(fault=FAULTS, skip=st.integers(0, 2))
+    def fail(self, fault: dict[str, Any], skip: int) -> None:
         self.faults += 1
-        fault = data.draw(DIRECT_FAULTS if self.settings["finish_synchronously_below"] else FAULTS)
+        self.emulator.add_fault(fault | {"skip": skip})
+
+    @precondition(lambda self: self.settings["finish_synchronously_below"] and self.faults < _MOST_FAULTS)
+    @rule(fault=DIRECT_FAULTS, skip=st.integers(0, 1))
+    def fail_without_a_batch(self, fault: dict[str, Any], skip: int) -> None:
+        self.faults += 1
         self.emulator.add_fault(fault | {"skip": skip})
 
     @precondition(lambda self: self.open_batches)
