@@ -16,7 +16,14 @@ from airflow_provider_openai_batches.api.models import Usage
 from airflow_provider_openai_batches.jobs.answer_cache import CachedAnswer, CachedAnswers, ContentKeys, NewAnswers
 from airflow_provider_openai_batches.jobs.classify import RowStatus
 from airflow_provider_openai_batches.jobs.duplicates import FirstRows, duplicate_line, duplicates_file, first_rows
-from airflow_provider_openai_batches.jobs.kept import EarlierAnswers, earlier_answers, kept_file, keys_file, row_key
+from airflow_provider_openai_batches.jobs.kept import (
+    EarlierAnswers,
+    contents_file,
+    earlier_answers,
+    kept_file,
+    keys_file,
+    row_key,
+)
 from airflow_provider_openai_batches.jobs.pricing import most_output_tokens
 from airflow_provider_openai_batches.jobs.requests import Request
 from airflow_provider_openai_batches.jobs.results import ResultRow, ShardReview
@@ -27,11 +34,6 @@ if TYPE_CHECKING:
     from airflow_provider_openai_batches.jobs.ledger import Round, Shard
 
 log = logging.getLogger(__name__)
-
-
-def contents_file(plan: str) -> str:
-    """Name the file with the keys of what a plan's rows ask, 32 bytes per row in input order."""
-    return f"_job/plan-{plan}.contents.bin"
 
 
 def plan_files(plan: str) -> list[str]:
@@ -84,6 +86,9 @@ class Sorter:
             elif first is not None:
                 self.duplicates += 1
                 self._files["duplicates"].write(duplicate_line(request, first))
+            elif content is not None and (row := self._earlier.find_same(request, content)) is not None:
+                self.kept += 1
+                self._take_over(request, row)
             elif content is not None and self._cache is not None and (answer := self._cache.find(content)) is not None:
                 self.cached += 1
                 self._take_over(request, _row(request, answer))
@@ -134,7 +139,7 @@ def publish_plan(job: Job, sorted_rows: Sorter, staging: Path, plan: str) -> Non
     :param plan: names the files
     """
     wanted = {"keys": keys_file(plan), "kept": kept_file(plan)}
-    if job.settings.answer_cache is not None:
+    if job.settings.answer_cache is not None or job.settings.deduplicate:
         wanted["contents"] = contents_file(plan)
     if sorted_rows.duplicates:
         wanted["duplicates"] = duplicates_file(plan)

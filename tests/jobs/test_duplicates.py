@@ -199,3 +199,20 @@ class TestReplan:
         world.check_results(world.run(max_tries=1))
         plans = {path.name.split(".")[0] for path in world.location.glob("_job/plan-*")}
         assert plans == {f"plan-{world.ledger.plan}"}
+
+
+@pytest.mark.parametrize("deduplicate", [True, False])
+def test_cleared_task_buys_no_answer_that_the_run_before_has_under_another_custom_id(
+    new_world: NewWorld, deduplicate: bool
+) -> None:
+    world = new_world(rows=[asked("old", "say it"), asked("gone", "say that")], deduplicate=deduplicate)
+    before = world.check_results(world.run())
+    world.rows = [asked("new", "say it"), asked("old", "say it"), asked("other", "say that"), asked("last", "say this")]
+    outcome = world.run(max_tries=1)
+    results = world.check_results(outcome)
+    assert outcome.manifest["reused"]["kept"] == (3 if deduplicate else 1)
+    assert world.answered() == {"old": 1, "gone": 1, "last": 1} | ({} if deduplicate else {"new": 1, "other": 1})
+    assert [row["custom_id"] for row in results] == ["new", "old", "other", "last"]
+    assert [row["context"]["id"] for row in results] == ["new", "old", "other", "last"]
+    if deduplicate:
+        assert [row["request_id"] for row in results[:3]] == [before[at]["request_id"] for at in (0, 0, 1)]

@@ -58,9 +58,15 @@ class Generation:
     def bought(self) -> Iterator[dict[str, Any]]:
         """Iterate over the result rows whose answers this generation has paid for."""
         for row in self.results or ():
-            is_kept = (row["custom_id"], row["context"]["prompt"]) in self.kept
-            if row["status"] == "succeeded" and row["attempts"] and not is_kept:
+            if row["status"] == "succeeded" and row["attempts"] and not self.keeps(row):
                 yield row
+
+    def keeps(self, row: dict[str, Any]) -> bool:
+        """Whether the generation before has answered a row, or one that asks the same where that is enough."""
+        prompt = row["context"]["prompt"]
+        return (row["custom_id"], prompt) in self.kept or (
+            self.deduplicates and prompt in {each for _, each in self.kept}
+        )
 
 
 @dataclass(frozen=True)
@@ -173,6 +179,9 @@ class Account:
                 assert not sent, f"{where}: it asks what row {original['index']} asks"
                 assert (row["attempts"], row["usage"]) == (0, None), where
                 assert [row[key] for key in _OF_AN_OUTCOME] == [original[key] for key in _OF_AN_OUTCOME], where
+            elif generation.keeps(row):
+                assert not sent, f"{where}: another row has asked it before"
+                assert row["status"] == "succeeded", where
             elif prompt in generation.cached or (not sent and row["status"] == "succeeded"):
                 assert not sent, f"{where}: its answer was in the cache"
                 assert (row["status"], row["attempts"]) == ("succeeded", 0), where

@@ -16,6 +16,24 @@ from tests.jobs.world import World
 WAITING = "waiting"
 """Where an attempt is whose task is deferred. It goes on in another process."""
 
+BOUNDARIES = (
+    "before POST batches",
+    "after POST batches",
+    "after claim _job/shard",
+    "after POST files",
+    "before write _job/attempts",
+    "after write _job/attempts",
+    "publish results",
+    "publish v1/",
+    "requests.jsonl",
+    "output.jsonl",
+    "clean",
+)
+"""Parts of the names of operations between which much can go wrong."""
+
+DIRECT_BOUNDARIES = (".claim-1", "before POST chat", "after POST chat", "answer.json", ".ended-")
+"""The same, for rows that are sent without a batch."""
+
 _LONGEST_STEP_S = 60
 
 

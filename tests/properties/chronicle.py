@@ -58,6 +58,8 @@ class Chronicle:
         self.running = ""
         """The attempt that is moving."""
         self.generations: dict[int, Generation] = {}
+        self.landed: dict[Origin, float] = {}
+        """Unix time at which answers were there: of a whole batch, or of a request that had none."""
         self._cache, self._expires_after_s = cache, expires_after_s
         self._readings: dict[str, Reading] = {}
         if cache is not None:
@@ -95,9 +97,11 @@ class Chronicle:
         if generation is None:
             return
         for shard in ledger.shards:
-            for landed in shard.rounds:
-                if landed.direct and landed.landed:
+            for landed in shard.landed_rounds:
+                if landed.direct:
                     self._note_direct(generation, shard, landed)
+                else:
+                    self.landed.setdefault((landed.batch_id, None), self.world.now)
         if ledger.manifest is not None and generation.results is None:
             self._note_results(generation, ledger.manifest["results"])
 
@@ -130,12 +134,18 @@ class Chronicle:
 
     def _note_direct(self, generation: Generation, shard: Shard, landed: Round) -> None:
         place = shard.index, landed.number
-        if place not in generation.direct_rounds:
-            content = self.world.directory.read(shard.file("requests", landed.number))
-            lines = map(json.loads, (content or b"").splitlines())
-            generation.direct_rounds[place] = [
-                (line["custom_id"], line["body"]["messages"][0]["content"]) for line in lines
-            ]
+        if place in generation.direct_rounds:
+            return
+
+        def lines(kind: str) -> list[dict[str, Any]]:
+            content = self.world.directory.read(shard.file(kind, landed.number))
+            return list(map(json.loads, (content or b"").splitlines()))
+
+        generation.direct_rounds[place] = [
+            (line["custom_id"], line["body"]["messages"][0]["content"]) for line in lines("requests")
+        ]
+        for line in lines("output"):
+            self.landed[None, line["response"]["request_id"]] = self.world.now
 
     def _note_results(self, generation: Generation, results: list[str]) -> None:
         generation.results = list(read_results({"results": results}))

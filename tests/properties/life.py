@@ -27,7 +27,7 @@ from tests.conftest import API_KEY
 from tests.jobs.world import BATCH_S
 from tests.properties import object_store
 from tests.properties.account import TERMINAL, Account, Purchase, check_once, purchases
-from tests.properties.attempts import WAITING, Attempt
+from tests.properties.attempts import BOUNDARIES, DIRECT_BOUNDARIES, WAITING, Attempt
 from tests.properties.chronicle import Chronicle
 from tests.properties.direct_calls import BEFORE_CALL, Receipts
 from tests.properties.faults import DIRECT_FAULTS, FAULTS, MODEL, NO_METADATA, ailing
@@ -42,28 +42,11 @@ _MOST_ROWS = 12
 _MOST_FAULTS = 8
 _MOST_OTHERS = 3
 _PATIENT_ATTEMPTS = 4
+_WAITS_TO_SEND = 3
 
 _SERVICES = [*DIALECTS, *["openai"] * len(DIALECTS)]
 _QUESTIONS = st.lists(st.integers(0, 5), min_size=1, max_size=8)
 _EXPIRY_S = st.sampled_from([None, 3_000, 100_000])
-
-BOUNDARIES = (
-    "before POST batches",
-    "after POST batches",
-    "after claim _job/shard",
-    "after POST files",
-    "before write _job/attempts",
-    "after write _job/attempts",
-    "before POST chat",
-    "after POST chat",
-    "direct/",
-    "publish results",
-    "publish v1/",
-    "requests.jsonl",
-    "output.jsonl",
-    "clean",
-)
-"""Parts of the names of operations between which much can go wrong."""
 
 
 class JobLife(RuleBasedStateMachine):
@@ -85,6 +68,7 @@ class JobLife(RuleBasedStateMachine):
         expires_after_s=_EXPIRY_S,
         directly=st.sampled_from([0, 2, 100]),
         failing=st.sets(st.integers(0, 3), max_size=3),
+        troubles=st.lists(DIRECT_FAULTS, max_size=2),
     )
     def begin(
         self,
@@ -100,6 +84,7 @@ class JobLife(RuleBasedStateMachine):
         expires_after_s: int | None,
         directly: int,
         failing: set[int],
+        troubles: list[dict[str, Any]],
     ) -> None:
         # A service of its own costs less than to tell its batches from those of other examples.
         self.closing = ExitStack()
@@ -107,8 +92,8 @@ class JobLife(RuleBasedStateMachine):
         self.emulator = self.closing.enter_context(emulator)
         if service == "litellm":
             self.emulator.add_fault(NO_METADATA)
-        for row in failing if directly else ():
-            self.emulator.add_fault(ailing(row))
+        for fault in [*map(ailing, sorted(failing)), *troubles] if directly else ():
+            self.emulator.add_fault(fault)
         self.receipts = Receipts(self.emulator)
         self.batches: list[Purchase] = []
         self.folder = Path(tempfile.mkdtemp(prefix="life-", dir=self.in_memory))
@@ -175,6 +160,17 @@ class JobLife(RuleBasedStateMachine):
         for _ in range(waits):
             self._go_on_to(attempt, WAITING)
             if attempt.at is None:
+                break
+            self._pass_time(BATCH_S)
+
+    @precondition(lambda self: self.alive and self.settings["finish_synchronously_below"])
+    @rule(data=st.data(), kind=st.sampled_from(DIRECT_BOUNDARIES))
+    def live_on_until_it_sends_rows(self, data: st.DataObject, kind: str) -> None:
+        """Let a task go on until it stands at a boundary between which rows are sent without a batch."""
+        attempt = data.draw(st.sampled_from(self.alive))
+        for _ in range(_WAITS_TO_SEND):
+            self._go_on_to(attempt, kind)
+            if attempt.at != WAITING:
                 break
             self._pass_time(BATCH_S)
 
@@ -271,7 +267,7 @@ class JobLife(RuleBasedStateMachine):
         for job in jobs:
             self._check(job)
         if self.cache is not None:
-            self.cache.check()
+            self.cache.check({origin: at for job in jobs for origin, at in job.landed.items()})
 
     def _check(self, job: Chronicle) -> None:
         ledger = job.ledger

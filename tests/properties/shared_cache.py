@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +59,12 @@ class SharedCache:
             return object_store.contents(f"{self._location}/v1")
         return [path.read_bytes() for path in self._location.glob("v1/*/*.txt")]
 
-    def check(self) -> None:
-        """Make sure that no answer is there under two ages: it would be used for longer than it is good for."""
-        ages = Counter(each.origin for each in set(self.entries()))
-        assert all(count == 1 for count in ages.values()), f"grown younger: {ages}"
+    def check(self, landed: Mapping[Origin, float]) -> None:
+        """Make sure that each answer is as old as it is: else it would be used for longer than it is good for.
+
+        :param landed: unix time at which answers were there: of a whole batch, or of a request that had none
+        """
+        for entry in self.entries():
+            batch_id, request_id = entry.origin
+            there_at = landed[(None, request_id) if batch_id is None else (batch_id, None)]
+            assert entry.at <= there_at, f"{there_at - entry.at} seconds too young: {entry}"
