@@ -17,7 +17,7 @@ from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.emulator.dialects import DIALECTS
 from airflow_provider_openai_batches.jobs.purchase import JOB_KEY, ROUND_KEY, SHARD_KEY
 from tests.jobs.world import World
-from tests.properties.direct_calls import DirectCalls, Place
+from tests.properties.direct_calls import Call, DirectCalls
 from tests.properties.shared_cache import Origin
 
 TERMINAL = {"completed", "failed", "expired", "cancelled"}
@@ -36,7 +36,8 @@ class Generation:
     :param planned_at: unix time at which the source was read
     :param cached: prompts whose answers were in the cache all the time while it was planned
     :param usable: where answers came from that were there at some time, by prompt
-    :param direct_rounds: custom_id and prompt of the rows of each round without a batch, by shard and number
+    :param direct_rounds: the rows of each round without a batch, by shard and number: custom_id, prompt, and the call
+        whose answer was there when the round was over
     :param results: its result rows, once they are written
     """
 
@@ -47,7 +48,7 @@ class Generation:
     planned_at: float = 0.0
     cached: set[str] = field(default_factory=set)
     usable: dict[str, set[Origin]] = field(default_factory=dict)
-    direct_rounds: dict[tuple[int, int], list[tuple[str, str]]] = field(default_factory=dict)
+    direct_rounds: dict[tuple[int, int], list[tuple[str, str, Call | None]]] = field(default_factory=dict)
     results: list[dict[str, Any]] | None = None
 
     def answered(self) -> set[tuple[str, str]]:
@@ -199,8 +200,8 @@ class Account:
             for each in self._bought
             if generation.first_shard <= each.shard < end
         ]
-        for (shard, number), rows in generation.direct_rounds.items():
-            rounds.append((number, list(self._without_batch(shard, number, rows))))
+        for (_, number), rows in generation.direct_rounds.items():
+            rounds.append((number, [(custom_id, _without_batch(prompt, call)) for custom_id, prompt, call in rows]))
         for place in self._calls.answered():
             if generation.first_shard <= place.shard < end:
                 assert place[:2] in generation.direct_rounds, f"{name}: the answer at {place} is lost"
@@ -209,15 +210,6 @@ class Account:
             for custom_id, sending in sent:
                 sendings[custom_id].append(sending)
         return sendings
-
-    def _without_batch(self, shard: int, number: int, rows: list[tuple[str, str]]) -> Iterator[tuple[str, Sending]]:
-        for at, (custom_id, prompt) in enumerate(rows):
-            call, line = self._calls.answer(Place(shard, number, at)), None
-            if call is not None:
-                # The emulator's answer is complete, or it is none.
-                body = {"choices": [{"finish_reason": "stop"}]}
-                line = {"response": {"status_code": call.status, "body": body}, "error": None}
-            yield custom_id, Sending(prompt, None, "stopped", line)
 
     def _in_batch(self, batch: dict[str, Any]) -> Iterator[tuple[str, Sending]]:
         lines: dict[str, dict[str, Any]] = {}
@@ -234,6 +226,15 @@ class Account:
                 yield json.loads(text)
             except ValueError:
                 continue  # A line that a fault has cut.
+
+
+def _without_batch(prompt: str, call: Call | None) -> Sending:
+    line = None
+    if call is not None:
+        # The emulator's answer is complete, or it is none.
+        body = {"choices": [{"finish_reason": "stop"}]}
+        line = {"response": {"status_code": call.status, "body": body}, "error": None}
+    return Sending(prompt, None, "stopped", line)
 
 
 def _is_given_up(row: dict[str, Any], sent: list[Sending]) -> bool:

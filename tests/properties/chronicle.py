@@ -13,7 +13,7 @@ from airflow_provider_openai_batches.jobs.ledger import Ledger, Round, Shard, lo
 from airflow_provider_openai_batches.jobs.parts import read_results
 from tests.jobs.world import OWNER, World
 from tests.properties.account import Generation
-from tests.properties.direct_calls import DirectCalls, Receipts
+from tests.properties.direct_calls import DirectCalls, Place, Receipts
 from tests.properties.shared_cache import Entry, Origin, SharedCache
 
 
@@ -84,7 +84,7 @@ class Chronicle:
         :param attempt: its name
         :param at: the boundary; None once it is over
         """
-        self.calls.note(attempt, at)
+        self.calls.note(attempt, at, self.world.now)
         ledger = self.ledger
         if ledger is None:
             return
@@ -142,7 +142,8 @@ class Chronicle:
             return list(map(json.loads, (content or b"").splitlines()))
 
         generation.direct_rounds[place] = [
-            (line["custom_id"], line["body"]["messages"][0]["content"]) for line in lines("requests")
+            (line["custom_id"], line["body"]["messages"][0]["content"], self.calls.answer(Place(*place, row)))
+            for row, line in enumerate(lines("requests"))
         ]
         for line in lines("output"):
             self.landed[None, line["response"]["request_id"]] = self.world.now

@@ -50,6 +50,7 @@ class Claim:
     :param calls: made under it
     :param ended: whether it was given back without an answer
     :param answer: the call whose answer was written down
+    :param is_late: whether that was when it was not waited for any more
     """
 
     place: Place
@@ -57,6 +58,7 @@ class Claim:
     calls: list[Call] = field(default_factory=list)
     ended: bool = False
     answer: Call | None = None
+    is_late: bool = False
 
     def is_over(self, now: float) -> bool:
         """Whether nothing more can come of it."""
@@ -118,11 +120,12 @@ class DirectCalls:
         self._at: dict[str, str | None] = {}
         self._held: dict[str, Claim] = {}
 
-    def note(self, attempt: str, at: str | None) -> None:
+    def note(self, attempt: str, at: str | None, now: float) -> None:
         """Take note of where an attempt stands.
 
         :param attempt: its name
         :param at: the boundary; None once it is over
+        :param now: unix time
         """
         before, self._at[attempt] = self._at.get(attempt), at
         step = _Step.of(before)
@@ -130,7 +133,7 @@ class DirectCalls:
             self._held[attempt].calls.append(call)
         elif step is not None and step.before:
             # It is done now, or its attempt has died in the middle.
-            self._note_file(attempt, step)
+            self._note_file(attempt, step, now)
         if at == BEFORE_CALL:
             self._check_due(self._held[attempt])
 
@@ -140,10 +143,13 @@ class DirectCalls:
         return next((each for each in answers if each.billed), answers[-1] if answers else None)
 
     def answered(self) -> set[Place]:
-        """Return the rows that have an answer that is paid for."""
-        return {place for place in self.claims if (call := self.answer(place)) is not None and call.billed}
+        """Return the rows that have an answer that is paid for, and came while it was waited for."""
+        claims = [claim for claims in self.claims.values() for claim in claims]
+        return {
+            claim.place for claim in claims if claim.answer is not None and claim.answer.billed and not claim.is_late
+        }
 
-    def _note_file(self, attempt: str, step: _Step) -> None:
+    def _note_file(self, attempt: str, step: _Step, now: float) -> None:
         content = self._directory.read(step.file)
         if content is None:
             return
@@ -156,7 +162,8 @@ class DirectCalls:
             case "ended":
                 self._held[attempt].ended = True
             case "answer":
-                self._held[attempt].answer = self._held[attempt].calls[-1]
+                held = self._held[attempt]
+                held.answer, held.is_late = held.calls[-1], held.is_over(now)
 
     def _check_due(self, held: Claim) -> None:
         """Make sure that a call may be made now."""
