@@ -189,6 +189,14 @@ BREAKAGES = (
         ("tests/jobs/test_duplicates.py",),
     ),
     Breakage(
+        "what the run before has answered is not bought for another row",
+        "only its own custom_id finds an answer",
+        "jobs/reuse.py",
+        "(row := self._earlier.find_same(request, content)) is not None:",
+        "(row := None) is not None:",
+        ("tests/jobs/test_duplicates.py",),
+    ),
+    Breakage(
         "what the answer cache knows is not bought",
         "what is looked for is not found",
         "jobs/reuse.py",
@@ -243,6 +251,22 @@ BREAKAGES = (
         "if problem := check_counts(batch, *lines, current.requests):",
         "if problem := None:",
         ("tests/jobs/test_engine.py",),
+    ),
+    Breakage(
+        "answers are waited for where nothing is counted (files)",
+        "a completed batch that names no file has answered nothing",
+        "api/models.py",
+        "            or (counts.total == 0 and names_none)\n",
+        "",
+        ("tests/jobs/test_engine.py", "-k", "sends_no_counts"),
+    ),
+    Breakage(
+        "answers are waited for where nothing is counted (lines)",
+        "the files that a completed batch names are taken for all",
+        "jobs/results.py",
+        "if not counts.total and batch.status == BatchStatus.COMPLETED and output_lines + error_lines < requests:",
+        "if False:",
+        ("tests/jobs/test_engine.py", "-k", "sends_no_counts"),
     ),
     Breakage(
         "the length of a download is checked",

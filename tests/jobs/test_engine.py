@@ -10,6 +10,7 @@ import pytest
 
 from airflow_provider_openai_batches.api.errors import (
     AuthenticationError,
+    DownloadIncompleteError,
     InvalidInputError,
     OpenAIBatchesError,
 )
@@ -364,6 +365,15 @@ def test_results_that_are_not_named_yet_are_waited_for_where_a_service_sends_no_
     rows = world.check_results(world.run(world.attempt(resuming=True)))
     assert [row["status"] for row in rows] == ["failed"] * failed + ["succeeded"] * (3 - failed)
     assert set(world.sent().values()) == {1}
+
+
+def test_results_that_are_never_named_are_not_bought_again_where_a_service_sends_no_counts(new_world: NewWorld) -> None:
+    world = new_world(rows=["a", "b"])
+    effect = {"set": {"request_counts": None, "output_file_id": None}}
+    world.add_faults({"on": {"method": "GET", "path": "/batches**"}, "do": effect, "times": None})
+    with pytest.raises(DownloadIncompleteError, match="does not name all its files"):
+        world.run()
+    assert len(world.batches()) == 1
 
 
 def test_waiting_in_one_process_looks_at_a_batch_anew_after_trouble(new_world: NewWorld) -> None:

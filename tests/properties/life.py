@@ -164,15 +164,21 @@ class JobLife(RuleBasedStateMachine):
             self._pass_time(BATCH_S)
 
     @precondition(lambda self: self.alive and self.settings["finish_synchronously_below"])
-    @rule(data=st.data(), kind=st.sampled_from(DIRECT_BOUNDARIES))
-    def live_on_until_it_sends_rows(self, data: st.DataObject, kind: str) -> None:
-        """Let a task go on until it stands at a boundary between which rows are sent without a batch."""
+    @rule(data=st.data(), kind=st.sampled_from(DIRECT_BOUNDARIES), has_rival=st.booleans())
+    def live_on_until_it_sends_rows(self, data: st.DataObject, kind: str, has_rival: bool) -> None:
+        """Let a task go on until it stands at a boundary between which rows are sent without a batch.
+
+        Perhaps it is taken for dead there, and the next attempt takes over.
+        """
         attempt = data.draw(st.sampled_from(self.alive))
         for _ in range(_WAITS_TO_SEND):
             self._go_on_to(attempt, kind)
             if attempt.at != WAITING:
                 break
             self._pass_time(BATCH_S)
+        if has_rival and attempt.at is not None and len(self.alive) < 2:
+            self._start()
+            self._go_on_to(self.attempts[-1], BEFORE_CALL)
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data())
