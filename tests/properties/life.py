@@ -23,7 +23,6 @@ from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.emulator.dialects import DIALECTS
 from airflow_provider_openai_batches.jobs.engine import Finished, Stopped, Waiting, advance
 from airflow_provider_openai_batches.jobs.parts import read_results
-from tests.conftest import API_KEY
 from tests.jobs.world import BATCH_S
 from tests.properties import object_store
 from tests.properties.account import TERMINAL, Account, Purchase, check_once, purchases
@@ -31,6 +30,7 @@ from tests.properties.attempts import BOUNDARIES, DIRECT_BOUNDARIES, WAITING, At
 from tests.properties.chronicle import Chronicle
 from tests.properties.direct_calls import BEFORE_CALL, Receipts
 from tests.properties.faults import DIRECT_FAULTS, FAULTS, MODEL, NO_METADATA, ailing
+from tests.properties.service import new_service
 from tests.properties.shared_cache import SharedCache
 
 LONGEST_CALL_S = {"before POST batches": 60, BEFORE_CALL: 1_200}
@@ -88,8 +88,7 @@ class JobLife(RuleBasedStateMachine):
     ) -> None:
         # A service of its own costs less than to tell its batches from those of other examples.
         self.closing = ExitStack()
-        emulator = Emulator(speed=0, api_key=API_KEY, keep_requests=True, dialect=service)
-        self.emulator = self.closing.enter_context(emulator)
+        self.emulator = self.closing.enter_context(new_service(service))
         if service == "litellm":
             self.emulator.add_fault(NO_METADATA)
         for fault in [*map(ailing, sorted(failing)), *troubles] if directly else ():
