@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from airflow_provider_openai_batches.api.errors import OpenAIBatchesError
-from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.emulator.dialects import DIALECTS
 from airflow_provider_openai_batches.jobs.engine import Finished, Stopped, Waiting, advance
 from airflow_provider_openai_batches.jobs.parts import read_results
