@@ -30,6 +30,7 @@ class Generation:
     """One plan of a job, and what became of it.
 
     :param rows: the prompts, in order; ``row-<index>`` are their ids
+    :param plan: its name
     :param first_shard: the lowest number of its shards
     :param kept: rows that the generation before had answered
     :param deduplicates: whether rows that ask the same are bought once
@@ -42,6 +43,7 @@ class Generation:
     """
 
     rows: list[str]
+    plan: str
     first_shard: int
     kept: set[tuple[str, str]]
     deduplicates: bool = False

@@ -91,9 +91,10 @@ class Chronicle:
         before = self.generations.get(ledger.generation - 1)
         if before is not None and before.results is None and ledger.earlier_results:
             self._note_results(before, ledger.earlier_results)
-        if ledger.planned and ledger.generation not in self.generations:
-            self.generations[ledger.generation] = self._planned(ledger, before)
         generation = self.generations.get(ledger.generation)
+        # A plan that was saved too late, when the next attempt had looked already, is replaced by that one's.
+        if ledger.planned and (generation is None or generation.plan != ledger.plan):
+            generation = self.generations[ledger.generation] = self._planned(ledger, before)
         if generation is None:
             return
         for shard in ledger.shards:
@@ -124,6 +125,7 @@ class Chronicle:
         sure = {each.prompt for each in reading.cached if each.at >= oldest and each.until >= self.world.now}
         return Generation(
             reading.rows,
+            ledger.plan,
             ledger.first_shard,
             set() if before is None else before.answered(),
             deduplicates=self._cache is not None or self.world.settings.deduplicate,
