@@ -22,6 +22,7 @@ import msgspec
 from airflow_provider_openai_batches.api.models import Usage
 from airflow_provider_openai_batches.jobs.directory import JobDirectory, open_directory
 from airflow_provider_openai_batches.jobs.json_text import encode
+from airflow_provider_openai_batches.jobs.lines import UNREADABLE
 from airflow_provider_openai_batches.jobs.requests import Request
 from airflow_provider_openai_batches.jobs.scratch import scratch
 from airflow_provider_openai_batches.jobs.segments import (
@@ -51,6 +52,9 @@ MANY_SEGMENTS = 16
 SMALL_SEGMENT = 1_000
 """Answers that a segment worth merging has at most."""
 
+_FORM = b"2\n"
+"""Form of what is kept: what the model wrote. Another is not found, such as the first: what an output type made of it."""
+
 _FLUSH_BYTES = 1 << 15
 _STALE_DRAFT_S = 86_400.0
 
@@ -64,6 +68,7 @@ class ContentKeys:
 
     def __init__(self, settings: ClientSettings) -> None:
         self._digest = hashlib.blake2b(settings.base_url.rstrip("/").encode() + b"\n", digest_size=KEY_BYTES)
+        self._digest.update(_FORM)
         if settings.query:
             self._digest.update(msgspec.json.encode(dict(settings.query), order="sorted") + b"\n")
 
@@ -78,16 +83,18 @@ class ContentKeys:
 class CachedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What a result row needs of an answer.
 
-    :param structured: whether the output is what an output type made of the answer
+    :param output: what the model wrote, a text or a list of texts, before any output type made something of it; where
+        it wrote none, what a row without an output type has
+    :param is_text: whether it is what the model wrote
     """
 
     output: msgspec.Raw
+    is_text: bool
     finish_reason: str | None
     model: str | None
     usage: Usage | None
     batch_id: str | None
     request_id: str | None
-    structured: bool
 
 
 @dataclass(frozen=True)
@@ -184,12 +191,10 @@ class CachedAnswers:
         content = answer_in(raw)
         try:
             answer = None if content is None else _decoder.decode(content)
-        except (msgspec.MsgspecError, ValueError, RecursionError):
+        except UNREADABLE:
             answer = None
         if answer is None:
             self._tell_of_damage(segment)
-            return None
-        if answer.structured != (self._parse_output is not None):
             return None
         return answer if self._parse_output is None else _checked(answer, self._parse_output)
 
@@ -339,10 +344,15 @@ def _read(path: Path, offset: int, length: int) -> bytes:
 
 
 def _checked(answer: CachedAnswer, parse_output: Callable[[str], Parsed]) -> CachedAnswer | None:
-    """Let today's output type read the answer: validators are code, of which the schema in the request says nothing."""
+    """Let today's output type read what was written: of its validators, which are code, the request says nothing."""
+    if not answer.is_text:
+        return None
     several = bytes(answer.output)[:1] == b"["
-    texts = msgspec.json.decode(answer.output, type=list[msgspec.Raw]) if several else [answer.output]
-    parsed = [parse_output(bytes(text).decode()) for text in texts]
+    try:
+        texts = msgspec.json.decode(answer.output if several else b"[%b]" % answer.output, type=list[str])
+    except UNREADABLE:
+        return None  # Nobody who took it for a text had to decode it.
+    parsed = [parse_output(text) for text in texts]
     if any(each.error is not None for each in parsed):
         return None
     values = [each.value for each in parsed]

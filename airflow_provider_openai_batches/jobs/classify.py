@@ -104,10 +104,12 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     :param status: true if no further attempt follows
     :param output: None unless the row succeeded
     :param error: None if the row succeeded
+    :param written: what the model wrote, if the output is made of that: a text, or a list of texts, as JSON
     """
 
     status: RowStatus
     output: Any = None
+    written: Any = None
     error: RowFailure | None = None
     finish_reason: str | None = None
     model: str | None = None
@@ -237,24 +239,25 @@ def _complete(
     error: Callable[[str, str | None], RowFailure],
     parse_output: Callable[[str], Parsed] | None,
 ) -> Done | Retry | Dead:
+    written = answer.output if answer.is_text else None
     if parse_output is None:
-        return Done(status=RowStatus.SUCCEEDED, output=answer.output, **facts)
-    if not answer.is_text:
+        return Done(status=RowStatus.SUCCEEDED, output=answer.output, written=written, **facts)
+    if written is None:
         wrong = error("invalid_output", "The answer is not a text, so it cannot follow the output type.")
         return Retry(status=RowStatus.INVALID_OUTPUT, error=wrong, **facts)
-    several = isinstance(answer.output, list)
+    several = isinstance(written, list)
     values = []
-    for raw in answer.output if several else [answer.output]:
-        written = msgspec.json.decode(raw, type=str)
-        parsed = parse_output(written)
+    for raw in written if several else [written]:
+        said = msgspec.json.decode(raw, type=str)
+        parsed = parse_output(said)
         if parsed.error is not None:
             wrong = error("invalid_output", parsed.error)
             if parsed.checker_failed:
                 return Dead(status=RowStatus.INVALID_OUTPUT, error=wrong, **facts)
-            feedback = Feedback(written, parsed.error)
+            feedback = Feedback(said, parsed.error)
             return Retry(status=RowStatus.INVALID_OUTPUT, error=wrong, change=feedback, **facts)
         values.append(parsed.value)
-    return Done(status=RowStatus.SUCCEEDED, output=values if several else values[0], **facts)
+    return Done(status=RowStatus.SUCCEEDED, output=values if several else values[0], written=written, **facts)
 
 
 def _failed(line: ResultLine) -> Retry | Dead:

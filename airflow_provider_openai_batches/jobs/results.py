@@ -155,11 +155,15 @@ class ShardReview:
 
     def rows(self) -> Iterator[ResultRow]:
         """Iterate over the shard's result rows, one per request, in input order."""
+        return (row for row, _ in self.rows_and_outcomes())
+
+    def rows_and_outcomes(self) -> Iterator[tuple[ResultRow, Outcome]]:
+        """Iterate over the shard's result rows, each with what it was made of."""
         with self.context.open("rb") as contexts:
             for position, (outcome, raw) in enumerate(zip(self._outcomes(), contexts, strict=True)):
                 row = _context_decoder.decode(raw)
                 number = self._rounds[position]
-                yield ResultRow(
+                result = ResultRow(
                     custom_id=row.custom_id,
                     index=row.index,
                     status=outcome.status,
@@ -173,6 +177,7 @@ class ShardReview:
                     attempts=self._attempts[position],
                     context=row.context,
                 )
+                yield result, outcome
 
     def decided_by(self, position: int) -> int:
         """Return the number of the round that says what a row is, counted from 1; 0 for a row that was never sent.

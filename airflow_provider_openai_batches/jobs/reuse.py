@@ -163,19 +163,19 @@ class Caching:
     def gathered(self, shard: Shard, review: ShardReview) -> Iterator[ResultRow]:
         """Pass on the rows of a shard, all of which this job has bought."""
         landed_rounds = shard.landed_rounds
-        structured = self._job.settings.rules.parse_output is not None
-        for position, row in enumerate(review.rows()):
+        for position, (row, outcome) in enumerate(review.rows_and_outcomes()):
             number = review.decided_by(position)
             if number and row.status == RowStatus.SUCCEEDED and _is_news(landed := landed_rounds[number - 1]):
+                is_other = outcome.written is None
                 key = os.pread(self._keys.fileno(), KEY_BYTES, KEY_BYTES * row.index)
                 answer = CachedAnswer(
-                    output=msgspec.Raw(msgspec.json.encode(row.output)),
+                    output=msgspec.Raw(msgspec.json.encode(outcome.output if is_other else outcome.written)),
+                    is_text=not is_other,
                     finish_reason=row.finish_reason,
                     model=row.model,
                     usage=row.usage,
                     batch_id=row.batch_id,
                     request_id=row.request_id,
-                    structured=structured,
                 )
                 self._answers.add(key, landed.landed_at, answer)
             yield row

@@ -16,13 +16,14 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel, field_serializer, field_validator
 
 from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.jobs import answer_cache
 from airflow_provider_openai_batches.jobs.answer_cache import AnswerCache, CachedAnswer, NewAnswers
 from airflow_provider_openai_batches.jobs.engine import Finished, Job, ShardRefusedError, Stopped, Waiting, advance
 from airflow_provider_openai_batches.jobs.pricing import Price
+from airflow_provider_openai_batches.jobs.structured import OutputSchema
 from tests.conftest import API_KEY
 from tests.jobs.doomed import killed
 from tests.jobs.world import World
@@ -209,9 +210,65 @@ def test_output_that_todays_validators_refuse_is_bought_again(new_world: NewWorl
     assert reused(strict.run())[1] == accepted_now < 4
 
 
-def test_text_of_a_job_without_an_output_type_is_no_validated_output(new_world: NewWorld, cache: AnswerCache) -> None:
-    from airflow_provider_openai_batches.jobs.structured import OutputSchema
+class Marked(BaseModel):
+    """Its validator and its serializer make something else of each text, and of what they made of it before."""
 
+    text: str
+
+    @field_validator("text")
+    @classmethod
+    def mark(cls, text: str) -> str:
+        return f"{text}!"
+
+    @field_serializer("text")
+    def quote(self, text: str) -> str:
+        return f"'{text}'"
+
+
+@pytest.mark.parametrize("choices", [1, 2])
+def test_output_type_reads_each_answer_once_whether_bought_kept_or_found_in_the_cache(
+    new_world: NewWorld, cache: AnswerCache, choices: int
+) -> None:
+    rows = [{"custom_id": f"id-{n}", "prompt": f"say {n}"} for n in range(3)]
+    options: dict[str, Any] = {"answer_cache": cache, "output_type": Marked, "body": {"n": choices}}
+    first = new_world(rows=rows, **options)
+    bought = [row["output"] for row in first.check_results(first.run())]
+    texts = [each["text"] for output in bought for each in (output if choices > 1 else [output])]
+    assert [text.count("!") for text in texts] == [1] * len(texts) == [1] * (3 * choices)
+    second = new_world(rows=rows, **options)
+    found = second.run()
+    assert [row["output"] for row in second.check_results(found)] == bought
+    assert reused(found) == (0, 3, 0)
+    for world in (first, second):
+        kept = world.run(max_tries=1)
+        assert [row["output"] for row in world.check_results(kept)] == bought
+        assert reused(kept) == (3, 0, 0)
+
+
+def test_answer_in_the_form_of_an_earlier_version_is_bought_again_without_a_word(
+    new_world: NewWorld, cache: AnswerCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(answer_cache, "_FORM", b"")
+        new_world(answer_cache=cache, rows=["a"]).run()
+    assert reused(new_world(answer_cache=cache, rows=["a"]).run()) == (0, 0, 0)
+    assert reused(new_world(answer_cache=cache, rows=["a"]).run()) == (0, 1, 0)
+    assert "damaged" not in caplog.text
+
+
+def test_what_is_no_text_is_nothing_that_an_output_type_could_read(cache: AnswerCache, tmp_path: Path) -> None:
+    key = bytes(32)
+    for output, is_text in ((b'{"content": null}', False), (b'"\\ud800"', True), (b'["{}", 1]', True)):
+        with tempfile.TemporaryDirectory(dir=tmp_path) as staging:
+            new = NewAnswers(cache, Path(staging))
+            answer = answer_of(msgspec.Raw(output), is_text=is_text)
+            new.add(key, 1000.0, answer)
+            new.publish(1000.0)
+    with cache.answers(1000.0, OutputSchema.of(Answer).parse) as answers:
+        assert answers.find(key) is None
+
+
+def test_text_of_a_job_without_an_output_type_is_no_validated_output(new_world: NewWorld, cache: AnswerCache) -> None:
     form = {"response_format": OutputSchema.of(Answer).chat_format()}
     for _ in range(2):
         text = new_world(answer_cache=cache, rows=[{"prompt": "a"}], body=form)
@@ -586,17 +643,21 @@ def put(cache: AnswerCache, place: Path, texts: dict[bytes, str]) -> None:
     with tempfile.TemporaryDirectory(dir=place) as staging:
         new = NewAnswers(cache, Path(staging))
         for key, text in texts.items():
-            answer = CachedAnswer(
-                output=msgspec.Raw(msgspec.json.encode(text)),
-                finish_reason="stop",
-                model="m",
-                usage=None,
-                batch_id="batch_1",
-                request_id=None,
-                structured=False,
-            )
+            answer = answer_of(msgspec.Raw(msgspec.json.encode(text)))
             new.add(key, 1000.0, answer)
         assert new.publish(1000.0) == len(texts)
+
+
+def answer_of(output: msgspec.Raw, *, is_text: bool = True) -> CachedAnswer:
+    return CachedAnswer(
+        output=output,
+        is_text=is_text,
+        finish_reason="stop",
+        model="m",
+        usage=None,
+        batch_id="batch_1",
+        request_id=None,
+    )
 
 
 def _other_digit(found: re.Match[bytes]) -> bytes:
