@@ -53,7 +53,7 @@ SMALL_SEGMENT = 1_000
 """Answers that a segment worth merging has at most."""
 
 _FORM = b"2\n"
-"""Form of what is kept: what the model wrote. Another is not found, such as the first: what an output type made of it."""
+"""Form of what is kept: what the model wrote. No other is found, such as the first: what an output type made of it."""
 
 _FLUSH_BYTES = 1 << 15
 _STALE_DRAFT_S = 86_400.0
@@ -63,7 +63,7 @@ class ContentKeys:
     """Tells which requests ask the same of the same service: all of the line counts but its custom_id.
 
     :param settings: of the service. Two may call different models by one name, and a gateway may stand before several,
-        of which the query names one
+        of which the query or a header names one
     """
 
     def __init__(self, settings: ClientSettings) -> None:
@@ -71,6 +71,9 @@ class ContentKeys:
         self._digest.update(_FORM)
         if settings.query:
             self._digest.update(msgspec.json.encode(dict(settings.query), order="sorted") + b"\n")
+        if settings.headers:
+            headers = {str(name).strip().lower(): str(value).strip() for name, value in settings.headers.items()}
+            self._digest.update(b"headers" + msgspec.json.encode(headers, order="sorted") + b"\n")
 
     def of(self, request: Request) -> bytes:
         """Return the key of a request's content."""

@@ -18,11 +18,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, field_serializer, field_validator
 
+from airflow_provider_openai_batches.api.settings import ClientSettings
 from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.jobs import answer_cache
-from airflow_provider_openai_batches.jobs.answer_cache import AnswerCache, CachedAnswer, NewAnswers
+from airflow_provider_openai_batches.jobs.answer_cache import AnswerCache, CachedAnswer, ContentKeys, NewAnswers
 from airflow_provider_openai_batches.jobs.engine import Finished, Job, ShardRefusedError, Stopped, Waiting, advance
 from airflow_provider_openai_batches.jobs.pricing import Price
+from airflow_provider_openai_batches.jobs.requests import RequestTemplate, read_requests
 from airflow_provider_openai_batches.jobs.structured import OutputSchema
 from tests.conftest import API_KEY
 from tests.jobs.doomed import killed
@@ -176,6 +178,18 @@ def test_answer_of_another_service_behind_the_same_gateway_is_not_taken(
     for world, provider in zip(worlds, ["one", "other", "one"], strict=True):
         world.query = {"provider": provider}
     assert [reused(world.run()) for world in worlds] == [(0, 0, 0), (0, 0, 0), (0, 1, 0)]
+
+
+def key_of(**settings: Any) -> bytes:
+    [request] = read_requests(["say it"], RequestTemplate(model="llama"))
+    return ContentKeys(ClientSettings(api_key="key", base_url="https://gateway/v1", **settings)).of(request)
+
+
+def test_header_that_chooses_the_service_behind_a_gateway_tells_answers_apart() -> None:
+    headers = [None, {"x-provider": "one"}, {"x-provider": "other"}, {"x-provider": "one", "x-more": "a"}]
+    keys = {key_of(headers=each or {}) for each in headers}
+    assert len(keys | {key_of(query={"x-provider": "one"})}) == 5
+    assert key_of(headers={"X-More": "a ", "X-Provider": "one"}) in keys, "neither case nor order count"
 
 
 class Answer(BaseModel):
