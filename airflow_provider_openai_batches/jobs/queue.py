@@ -24,9 +24,6 @@ TOKENS_KEY = "airflow_tokens"
 QUEUE_WAIT_S = (60.0, 1800.0)
 """First and longest pause before a batch that did not fit the queue is created again."""
 
-_QUEUED_WITHIN_S = 48 * 3600
-"""Batches older than this are over: twice the completion window."""
-
 _WAITS_BEFORE_DOUBT = 4
 """Waits after which our estimate of a shard's tokens is no longer trusted."""
 
@@ -162,12 +159,13 @@ def _queued_tokens(job: Job, model: str) -> int:
     """Sum up the estimates that unfinished batches of all DAGs carry, with one listing per step of the job."""
     if job.queued is None:
         job.queued = {}
-        if not job.client.settings.dialect.keeps_metadata:
+        dialect = job.client.settings.dialect
+        if not dialect.keeps_metadata:
             # What other jobs have queued cannot be told from their batches.
             for shard in job.ledger.active_shards:
                 job.queued[shard.model] = job.queued.get(shard.model, 0) + shard.round.tokens
             return job.queued.get(model, 0)
-        for batch in job.client.batches_since(job.now() - _QUEUED_WITHIN_S):
+        for batch in job.client.batches_since(job.now() - dialect.longest_life_s):
             if not batch.is_terminal:
                 for name in filter(None, {batch.metadata.get(MODEL_KEY), batch.model}):
                     job.queued[name] = job.queued.get(name, 0) + _tokens(batch)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from airflow_provider_openai_batches.api.client import BatchClient
+from airflow_provider_openai_batches.api.dialects import OPENAI
 from airflow_provider_openai_batches.api.errors import BadRequestError, CreateOutcomeUnknownError
 from airflow_provider_openai_batches.api.settings import ClientSettings
+from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.jobs.engine import (
     Finished,
     ShardRefusedError,
@@ -27,7 +31,8 @@ from airflow_provider_openai_batches.jobs.purchase import (
     metadata,
 )
 from airflow_provider_openai_batches.jobs.queue import QUEUE_WAIT_S, queue_limit
-from tests.jobs.world import World
+from airflow_provider_openai_batches.testing import faults
+from tests.jobs.world import Watch, World
 
 NewWorld = Callable[..., World]
 CREATE = {"method": "POST", "path": "/batches"}
@@ -438,6 +443,36 @@ def test_two_jobs_share_one_queue_by_what_their_batches_say(new_world: NewWorld)
     assert 0 < most <= limit["gpt-4o-mini"]
     assert not [batch for world in worlds for batch in world.batches() if batch.status == "failed"]
     assert all(set(world.bought().values()) == {1} for world in worlds)
+
+
+class SlowWorld(World):
+    """A service whose batches go on for days, as those of Azure and Groq do."""
+
+    def client(self, *, attempts: int = 5, watch: Watch | None = None) -> BatchClient:
+        client = super().client(attempts=attempts, watch=watch)
+        settings = dataclasses.replace(client.settings, dialect=dataclasses.replace(OPENAI, longest_life_s=8 * 86_400))
+        return BatchClient(settings, attempts=attempts, sleep=lambda _: None)
+
+
+def test_batch_that_goes_on_for_days_is_in_the_queue_to_its_end(emulator: Emulator, tmp_path: Path) -> None:
+    limit = {"gpt-4o-mini": 30}
+    first, second = (
+        SlowWorld(emulator.base_url, tmp_path / name, ["say it"], queue_limits=limit) for name in ("first", "second")
+    )
+    first.add_faults(faults.batch_stuck("in_progress", hours=100))
+    waiting = advance(first.attempt())
+    tokens = first.ledger.shards[0].round.tokens
+    assert tokens <= 30 < 2 * tokens
+    second.pass_time(60 * 3600)
+    # The first page of the list counts whatever its age.
+    for _ in range(101):
+        first.client().create_batch(first.ledger.shards[0].round.file_id or "", "/v1/chat/completions")
+    blocked = advance(second.attempt())
+    assert isinstance(waiting, Waiting)
+    assert isinstance(blocked, Waiting)
+    assert (len(waiting.batch_ids), len(blocked.batch_ids)) == (1, 0)
+    second.pass_time(50 * 3600)
+    second.check_results(second.run())
 
 
 def test_junk_in_other_batches_metadata_does_not_stop_admission(new_world: NewWorld) -> None:
