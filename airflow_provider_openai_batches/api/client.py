@@ -205,6 +205,8 @@ class BatchClient:
         :param destination: path of the new file; an existing one is replaced
         :param offset: answers to leave out, such as those that were read before: :attr:`Partial.next_offset`
         :raises InvalidInputError: the service hands out results at the end
+        :raises DownloadIncompleteError: every attempt ended before all was there
+        :raises InvalidResponseError: what is there is no content, or has a line that is too long
         """
         dialect = self.settings.dialect
         if not dialect.streams:
@@ -216,7 +218,9 @@ class BatchClient:
         if not batch.output_file_id:
             destination.write_bytes(b"")
             return Partial(0, offset, is_complete=batch.is_terminal)
-        return download_partial(self._session, batch.output_file_id, destination, offset, retry=self._retry)
+        return download_partial(
+            self._session, batch.output_file_id, destination, offset, is_over=batch.is_terminal, retry=self._retry
+        )
 
     # --- batches -----------------------------------------------------------------------------------------------------
 

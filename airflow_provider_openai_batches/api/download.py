@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
+import msgspec
 import requests
 
 from airflow_provider_openai_batches.api.errors import BadRequestError, DownloadIncompleteError, InvalidResponseError
@@ -59,7 +60,7 @@ def download(
 class Partial(NamedTuple):
     """What a batch that may go on has answered.
 
-    :param lines: answers written
+    :param lines: answers written; blank lines are none
     :param next_offset: where to go on reading
     :param is_complete: whether no more will come
     """
@@ -75,7 +76,8 @@ def download_partial(
     destination: Path,
     offset: int,
     *,
-    retry: Callable[[Callable[[], Partial]], Partial],
+    is_over: bool,
+    retry: Callable[[Callable[[], int]], int],
 ) -> Partial:
     """Write the whole lines that a growing file has behind an offset; ``destination`` appears whole or not at all.
 
@@ -86,34 +88,44 @@ def download_partial(
     :param file_id: the file
     :param destination: local path; its directory has to exist
     :param offset: lines to leave out
+    :param is_over: whether the batch was over before, so that no more will come if the service does not say
     :param retry: runs one attempt under the client's retry policy
     """
     part = destination.with_name(f".{uuid.uuid4().hex}.part")
-
-    def attempt() -> Partial:
-        lines, whole = 0, 0
-        answer = session.send(
-            "GET", "files", file_id, "content", params={"offset": offset}, follow_redirects=True, transfer=True
-        )
-        with closing(answer), part.open("wb") as sink:
-            try:
-                for chunk in answer.iter_content(_CHUNK_BYTES):
-                    lines += chunk.count(b"\n")
-                    whole = sink.tell() + chunk.rindex(b"\n") + 1 if b"\n" in chunk else whole
-                    sink.write(chunk)
-            except requests.RequestException as error:
-                raise DownloadIncompleteError(f"File {file_id} ended after {sink.tell():,} bytes.") from error
-            # A line that is still being written comes whole next time.
-            sink.truncate(whole)
-        is_complete = answer.headers.get("x-incomplete", "").lower() != "true"
-        return Partial(lines, offset + lines, is_complete)
-
     try:
-        partial = retry(attempt)
+        with part.open("w+b") as sink:
+            coming = _Download(session, file_id, sink, params={"offset": offset})
+            retry(coming.attempt)
+            is_complete = is_over if coming.incomplete is None else coming.incomplete.lower() != "true"
+            lines = _keep_answers(sink, file_id, is_complete=is_complete)
         part.replace(destination)
     finally:
         part.unlink(missing_ok=True)
-    return partial
+    return Partial(lines, offset + lines, is_complete)
+
+
+def _keep_answers(sink: BinaryIO, file_id: str, *, is_complete: bool) -> int:
+    """Cut off a last line that is still being written, and comes whole next time; return the number of answers.
+
+    :raises DownloadIncompleteError: no more will come, and the last line is not whole
+    """
+    sink.seek(0)
+    lines, line = 0, b""
+    for line in sink:
+        lines += not line.isspace()
+    if line.endswith(b"\n") or not line.strip():
+        return lines
+    if not is_complete:
+        sink.truncate(sink.tell() - len(line))
+        return lines - 1
+    try:
+        msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DownloadIncompleteError(
+            f"File {file_id} ended within answer {lines:,}. Try again in a minute."
+        ) from error
+    sink.write(b"\n")
+    return lines
 
 
 class _Version(NamedTuple):
@@ -130,9 +142,20 @@ class _Download:
     splice two contents together. OpenAI documents no ranges, so starting over is the normal case.
     """
 
-    def __init__(self, session: ServiceSession, file_id: str, sink: BinaryIO, *, by_lines: bool) -> None:
+    def __init__(
+        self,
+        session: ServiceSession,
+        file_id: str,
+        sink: BinaryIO,
+        *,
+        by_lines: bool = True,
+        params: Mapping[str, Any] | None = None,
+    ) -> None:
         self.session, self.file_id, self.sink, self.by_lines = session, file_id, sink, by_lines
+        self.params = params
         self.version: _Version | None = None
+        self.incomplete: str | None = None
+        """What the service says of a file that may grow."""
         self.line_bytes = 0
         """Of the line that goes on at the end of what is there."""
 
@@ -142,6 +165,7 @@ class _Download:
         if self.version and start:
             headers |= {"Range": f"bytes={start}-", "If-Range": self.version.etag}
         with closing(self._content(headers)) as response:
+            self.incomplete = response.headers.get("x-incomplete")
             if response.status_code == 206:
                 # A part that nobody asked for is not the content, whatever it says of itself.
                 if not (start and self.version and _continues(response, start, self.version)):
@@ -171,7 +195,14 @@ class _Download:
         """
         try:
             response = self.session.send(
-                "GET", "files", self.file_id, "content", headers=headers, follow_redirects=True, transfer=True
+                "GET",
+                "files",
+                self.file_id,
+                "content",
+                params=self.params,
+                headers=headers,
+                follow_redirects=True,
+                transfer=True,
             )
         except BadRequestError as error:
             if error.status != 416:

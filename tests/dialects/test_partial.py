@@ -65,7 +65,8 @@ def test_a_read_that_is_cut_is_repeated_and_a_half_line_is_left_for_later(
     assert len(custom_ids(tmp_path / "part")) == 2
     content = (tmp_path / "part").read_text()
     half = content[: len(content) - 20]
-    emulator.add_fault({"on": {"path": "/files/*/content"}, "do": {"status": 200, "body": half}})
+    answer = {"status": 200, "body": half, "headers": {"Content-Type": "application/x-ndjson"}}
+    emulator.add_fault({"on": {"path": "/files/*/content"}, "do": answer})
     partial = hook.download_partial(batch_id, tmp_path / "half")
     assert (partial.lines, partial.next_offset) == (1, 1)
     assert (tmp_path / "half").read_text() == content[: content.index("\n") + 1]
