@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import msgspec
 
-from airflow_provider_openai_batches.api.errors import InvalidInputError
+from airflow_provider_openai_batches.api.errors import InvalidInputError, OpenAIBatchesError
+from airflow_provider_openai_batches.jobs.json_text import shown
 from airflow_provider_openai_batches.transfers.columns import parse_columns, value_at
 from airflow_provider_openai_batches.transfers.dead_letters import dead_letter
 from airflow_provider_openai_batches.transfers.files import put_file, storage_path
@@ -28,6 +32,14 @@ _ROWS_PER_GROUP = 10_000
 _LEAST_ROWS_PER_GROUP = 100
 """So many rows of each partition wait in memory."""
 _INT64 = range(-(1 << 63), 1 << 63)
+_EXACT_IN_64_BITS, _EXACT_IN_32_BITS = 1 << 53, 1 << 24
+"""All whole numbers up to these are floats of so many bits."""
+_LARGEST = 3.4028234663852886e38
+"""Of floats of 32 bits."""
+_LONGEST_NAME_BYTES = 255
+_NULL = "__HIVE_DEFAULT_PARTITION__"
+_NO_NAME = re.compile(r"[/\\=%\0]|^[._]")
+"""What makes another path of a column's name, or one that readers change or pass over."""
 
 
 class Kind(IntEnum):
@@ -36,10 +48,13 @@ class Kind(IntEnum):
     NOTHING = 0
     BOOLEAN = 1
     INTEGER = 2
-    NUMBER = 3
-    TEXT = 4
-    VECTOR = 5
-    JSON = 6
+    """A whole number that a 64-bit float holds, too."""
+    LONG = 3
+    NUMBER = 4
+    TEXT = 5
+    VECTOR = 6
+    """Numbers that a 32-bit float holds, as far as its digits go."""
+    JSON = 7
 
 
 def kind_of(value: Any) -> Kind:
@@ -49,19 +64,27 @@ def kind_of(value: Any) -> Kind:
     if isinstance(value, bool):
         return Kind.BOOLEAN
     if isinstance(value, int):
-        return Kind.INTEGER if value in _INT64 else Kind.JSON
+        if abs(value) <= _EXACT_IN_64_BITS:
+            return Kind.INTEGER
+        return Kind.LONG if value in _INT64 else Kind.JSON
     if isinstance(value, float):
         return Kind.NUMBER
     if isinstance(value, str):
         return Kind.TEXT
-    is_vector = isinstance(value, list) and value and {*map(type, value)} <= {int, float}
-    return Kind.VECTOR if is_vector else Kind.JSON
+    return Kind.VECTOR if isinstance(value, list) and _is_vector(value) else Kind.JSON
+
+
+def _is_vector(values: list[Any]) -> bool:
+    kinds = {*map(type, values)}
+    if not kinds or not kinds <= {int, float} or max(values) > _LARGEST or min(values) < -_LARGEST:
+        return False
+    return int not in kinds or all(abs(each) <= _EXACT_IN_32_BITS for each in values if type(each) is int)
 
 
 def common_kind(one: Kind, other: Kind) -> Kind:
     """Return what holds values of both kinds."""
     low, high = sorted((one, other))
-    if low in (high, Kind.NOTHING) or (low, high) == (Kind.INTEGER, Kind.NUMBER):
+    if low in (high, Kind.NOTHING) or (low is Kind.INTEGER and high in (Kind.LONG, Kind.NUMBER)):
         return high
     return Kind.JSON
 
@@ -90,7 +113,15 @@ def write_partitions(
         raise InvalidInputError(
             "partition_by", f"{', '.join(map(repr, unknown))} is not among the columns {', '.join(paths)}."
         )
-    if len(set(partition_by)) >= len(paths):
+    if twice := [name for name, count in Counter(partition_by).items() if count > 1]:
+        raise InvalidInputError("partition_by", f"{', '.join(map(repr, twice))} is there more than once.")
+    if unfit := [name for name in partition_by if _NO_NAME.search(name)]:
+        raise InvalidInputError(
+            "partition_by",
+            f"{', '.join(map(repr, unfit))} cannot name folders: no '/', '\\\\', '=', '%' or NUL, and no '.' or '_' at "
+            "the beginning. Give the column another name.",
+        )
+    if len(partition_by) >= len(paths):
         raise InvalidInputError("partition_by", "no column would be left for the files.")
     kinds = dict.fromkeys(paths, Kind.NOTHING)
     partitions = set()
@@ -103,7 +134,9 @@ def write_partitions(
         stored += 1
         for name, steps in paths.items():
             kinds[name] = common_kind(kinds[name], kind_of(value_at(row, steps)))
-        partitions.add(msgspec.json.encode([value_at(row, paths[name]) for name in partition_by]))
+        folders = {name: value_at(row, paths[name]) for name in partition_by}
+        _check_folders(row, folders)
+        partitions.add(msgspec.json.encode(folders))
         if len(partitions) > MAX_PARTITIONS:
             raise InvalidInputError(
                 "partition_by", f"there are more than {MAX_PARTITIONS:,} partitions. Choose coarser ones."
@@ -114,7 +147,40 @@ def write_partitions(
     with TemporaryDirectory(prefix="openai-batches-") as directory:
         draft = Path(directory)
         _write(draft, good, paths, kinds, partition_by)
-        return _publish(draft, target), stored, failed
+        files = [file for file in draft.rglob("*.parquet") if file.is_file()]
+        if (written := _count_rows(files)) != stored:
+            raise OpenAIBatchesError(
+                f"{stored:,} rows were to be written, but the files have {written:,}; none of them was published. Were "
+                "the results replaced meanwhile? If not, this is a defect; please report it."
+            )
+        return _publish(files, draft, target), stored, failed
+
+
+def _check_folders(row: Mapping[str, Any], folders: Mapping[str, Any]) -> None:
+    """Refuse what would not be read back from the name of a folder as it is."""
+    for name, value in folders.items():
+        if not isinstance(value, str):
+            continue
+        folder = f"{name}={quote(value, safe='')}"
+        if "\0" in value:
+            problem = "has a NUL character, which ends the name of a folder"
+        elif value == _NULL:
+            problem = "is what null is called there"
+        elif len(folder.encode()) > _LONGEST_NAME_BYTES:
+            problem = f"makes a folder's name of {len(folder.encode()):,} bytes, and {_LONGEST_NAME_BYTES} is the most"
+        else:
+            continue
+        raise InvalidInputError(
+            "partition_by",
+            f"row {row['index']} ({shown(row['custom_id'])}): {name!r} {problem}: {shown(value)}. Partition by another "
+            "column, or change the value in the rows.",
+        )
+
+
+def _count_rows(files: Sequence[Path]) -> int:
+    from pyarrow import parquet
+
+    return sum(parquet.read_metadata(file).num_rows for file in files)
 
 
 def _write(
@@ -135,13 +201,14 @@ def _write(
         Kind.NOTHING: pa.string(),
         Kind.BOOLEAN: pa.bool_(),
         Kind.INTEGER: pa.int64(),
+        Kind.LONG: pa.int64(),
         Kind.NUMBER: pa.float64(),
         Kind.TEXT: pa.string(),
         Kind.VECTOR: pa.list_(pa.float32()),
         Kind.JSON: pa.string(),
     }
     for name in partition_by:
-        if kinds[name] not in (Kind.NOTHING, Kind.TEXT, Kind.INTEGER, Kind.BOOLEAN):
+        if kinds[name] not in (Kind.NOTHING, Kind.TEXT, Kind.INTEGER, Kind.LONG, Kind.BOOLEAN):
             raise InvalidInputError(
                 "partition_by", f"{name!r} is {kinds[name].name.lower()}; only text and whole numbers name folders."
             )
@@ -181,20 +248,22 @@ def _batches(
         yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def _publish(draft: Path, target: ObjectStoragePath) -> list[str]:
+def _publish(files: Sequence[Path], draft: Path, target: ObjectStoragePath) -> list[str]:
     """Move each partition's files to their places, and remove what else was there of it."""
     published = []
-    for folder in sorted({file.parent for file in draft.rglob("*.parquet")}):
+    for folder in sorted({file.parent for file in files}):
         place = target / folder.relative_to(draft).as_posix() if folder != draft else target
         # Arrow counts through all partitions. Under the same name as before, a file is replaced in one step.
-        drafts = sorted(folder.glob("*.parquet"), key=lambda file: int(file.stem.removeprefix("part-")))
+        own = [file for file in files if file.parent == folder]
+        drafts = sorted(own, key=lambda file: int(file.stem.removeprefix("part-")))
         names = [f"part-{number:05d}.parquet" for number in range(len(drafts))]
         for file, name in zip(drafts, names, strict=True):
             put_file(file, place / name)
             published.append(str(place / name))
         place.fs.invalidate_cache()
-        for found in place.fs.ls(place.path, detail=False):
-            name = found.rpartition("/")[2]
-            if name.endswith(".parquet") and name not in names:
-                place.fs.rm_file(found)
+        for found in place.fs.ls(place.path, detail=True):
+            name = found["name"].rpartition("/")[2]
+            # A folder may be named so, too: a partition by something that ends like this.
+            if name.endswith(".parquet") and name not in names and found["type"] == "file":
+                place.fs.rm_file(found["name"])
     return published

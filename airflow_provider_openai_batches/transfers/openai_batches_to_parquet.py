@@ -19,15 +19,18 @@ class OpenAIBatchResultsToParquetOperator(BaseOperator):
 
     Partitions that the job has rows for are replaced as a whole, others stay as they are. All files are written on this
     machine's disk first. Then each appears whole; a partition of one file (up to 1,000,000 rows) changes in one step,
-    one of several files by file, and the partitions one after the other.
+    one of several files by file, and the partitions one after the other. Two tasks that write the same partition of
+    several files at once can leave a mixture of both.
 
     Returns ``{"path", "files", "stored", "failed"}``: the files' paths, and numbers of rows.
 
     :param results: the job task's output, or the ``output_path`` of a job (templated)
     :param path: directory or URI of the data set (templated)
     :param columns: where each column's value is in the result row, e.g. ``{"review_id": "context.id", "label":
-        "output.label"}``. A column has the type that all its values have; what has none is JSON text
-    :param partition_by: columns that become folders, ``day=2026-11-20``; at most 500 partitions. Choose what is the
+        "output.label"}``. A column has the type that all its values have; what has none that keeps each of them is
+        JSON text
+    :param partition_by: columns of text or whole numbers that become folders, ``day=2026-11-20``; at most 500
+        partitions. A value that a folder's name cannot hold is refused before anything is written. Choose what is the
         same whenever the job is run: an answer that changes would leave the row in its old partition, too
     :param failed_path: JSONL file for the rows that failed, written anew each time (templated)
     """

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+from array import array
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from airflow.sdk import ObjectStoragePath
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyarrow import dataset, parquet
 
-from airflow_provider_openai_batches.api.errors import InvalidInputError
+from airflow_provider_openai_batches.api.errors import InvalidInputError, OpenAIBatchesError
 from airflow_provider_openai_batches.transfers import dataset as ours
 from airflow_provider_openai_batches.transfers.dataset import Kind, common_kind, kind_of
 from airflow_provider_openai_batches.transfers.openai_batches_to_parquet import OpenAIBatchResultsToParquetOperator
@@ -142,6 +146,9 @@ VALUES = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),
     st.text(),
     st.lists(st.integers(-9, 9)),
+    st.lists(st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False)), min_size=1),
+    st.lists(st.sampled_from([2**24, 2**24 + 1, -(2**24) - 1, 0.5, 3.4e38, 3.5e38, -1e300]), min_size=1),
+    st.sampled_from([2**53, 2**53 + 1, -(2**53) - 1, 2**63 - 1, 2**63, -(2**63), -(2**63) - 1]),
     st.dictionaries(st.text(), st.none()),
 )
 
@@ -158,6 +165,82 @@ def test_a_columns_kind_does_not_depend_on_the_order_and_holds_every_value(value
     assert all(common_kind(forwards, kind) == forwards for kind in kinds)
 
 
+@settings(max_examples=150, deadline=None)
+@example([2**53 + 1, 0.5])
+@example([[16_777_217, 1], [0.5]])
+@example([[2**70]])
+@example([[1e300, 1.0]])
+@given(st.lists(VALUES, min_size=1))
+def test_a_column_gives_back_every_value_as_it_was(values: list[Any]) -> None:
+    with TemporaryDirectory() as directory:
+        rows = [answered(n, value) for n, value in enumerate(values)]
+        columns = {"id": "context.id", "value": "output"}
+        stored = store(written(Path(directory), rows), f"{directory}/there", columns=columns, partition_by=[])
+        column = parquet.read_table(stored["files"][0])["value"]
+    found = column.to_pylist()
+    if pa.types.is_string(column.type) and not all(isinstance(value, str | None) for value in values):
+        found = [None if text is None else json.loads(text) for text in found]
+    if pa.types.is_list(column.type):
+        values = [value and [array("f", [number])[0] for number in value] for value in values]
+    assert found == values
+
+
+def test_partition_may_be_named_as_a_file_is(tmp_path: Path) -> None:
+    there = tmp_path / "labels"
+    for outputs in (["a", "b"], ["c", "d"]):
+        rows = [answered(n, output, day="x.parquet", hour=f"{n}.parquet") for n, output in enumerate(outputs)]
+        store(
+            written(tmp_path, rows),
+            str(there),
+            columns=COLUMNS | {"hour": "context.hour"},
+            partition_by=["day", "hour"],
+        )
+        # The folders of its partitions are none of this one's files.
+        store(written(tmp_path, [answered(2, "e", day="x.parquet")]), str(there))
+        assert files(there) == [
+            *(f"day=x.parquet/hour={n}.parquet/part-00000.parquet" for n in (0, 1)),
+            "day=x.parquet/part-00000.parquet",
+        ]
+
+
+def test_results_that_change_while_they_are_read_are_not_published(tmp_path: Path) -> None:
+    rows = [answered(1, day="a"), answered(2, day="a"), failed(3)]
+
+    def replace(_: Any) -> None:
+        written(tmp_path / "other", rows[:1])
+        os.replace(tmp_path / "other" / "results" / "part-00000.jsonl", manifest["results"][0])
+
+    manifest = written(tmp_path, rows)
+    with pytest.raises(OpenAIBatchesError, match="2 rows were to be written, but the files have 1"):
+        ours.write_partitions(manifest, str(tmp_path / "labels"), COLUMNS, ["day"], replace)
+    assert not (tmp_path / "labels").exists()
+
+
+@pytest.mark.parametrize(
+    ("day", "message"),
+    [
+        ("a\0b", r"row 3 \('review-3'\): 'day' has a NUL character, .*: 'a\\x00b'\. Partition by another column"),
+        ("__HIVE_DEFAULT_PARTITION__", r"row 3 \('review-3'\): 'day' is what null is called there"),
+        ("я" * 42, r"row 3 \('review-3'\): 'day' makes a folder's name of 256 bytes, and 255 is the most"),
+        ("x" * 252, r"row 3 \('review-3'\): 'day' makes a folder's name of 256 bytes, and 255 is the most"),
+    ],
+)
+def test_what_a_folder_cannot_be_named_is_refused_by_row_and_leaves_all_as_it_was(
+    tmp_path: Path, day: str, message: str
+) -> None:
+    there = tmp_path / "labels"
+    store(written(tmp_path, [answered(1, day="a")]), str(there))
+    with pytest.raises(InvalidInputError, match=message):
+        store(written(tmp_path, [answered(2, day="a"), answered(3, day=day)]), str(there))
+    assert [row[0] for row in labels(there)] == [1]
+
+
+def test_longest_name_of_a_folder_is_written(tmp_path: Path) -> None:
+    days = ["x" * 251, "é" * 41 + "x" * 5]
+    store(written(tmp_path, [answered(n, day=day) for n, day in enumerate(days)]), str(tmp_path / "labels"))
+    assert [row[2] for row in labels(tmp_path / "labels")] == days
+
+
 def test_text_of_rows_makes_no_path(tmp_path: Path) -> None:
     there = tmp_path / "in" / "labels"
     store(written(tmp_path, [answered(1, day="../../out"), answered(2, day="a/b=c%2F")]), str(there))
@@ -170,6 +253,14 @@ def test_text_of_rows_makes_no_path(tmp_path: Path) -> None:
     [
         ({"partition_by": ["month"]}, "partition_by: 'month' is not among the columns id, label, day"),
         ({"partition_by": ["id", "label", "day"]}, "partition_by: no column would be left"),
+        ({"partition_by": ["day", "day"]}, "partition_by: 'day' is there more than once"),
+        *(
+            (
+                {"columns": {"id": "context.id", name: "output"}, "partition_by": [name]},
+                f"partition_by: {re.escape(repr(name))} cannot name folders",
+            )
+            for name in ["../x", "..", "a/b", "a\\b", "a=b", "a%20b", "a\0b", ".day", "_day"]
+        ),
         ({"columns": {**COLUMNS, "day": "context.score"}}, "partition_by: 'day' is number; only text and whole"),
         ({"columns": {**COLUMNS, "id": "context.number"}}, "row 0 .* has no 'context.number': context has no 'number'"),
         ({"partition_by": ["id"]}, "partition_by: there are more than 500 partitions"),
