@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -16,9 +17,13 @@ from airflow_provider_openai_batches.operators.base import OpenAIBatchesOperator
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_openai_batches.api.dialects import Dialect
     from airflow_provider_openai_batches.api.models import Batch
 
+log = logging.getLogger(__name__)
+
 _FAILURES_SHOWN = 5
+_DAG_KEY = "airflow_dag_id"
 
 
 class OpenAIBatchCleanupOperator(OpenAIBatchesOperator):
@@ -26,7 +31,8 @@ class OpenAIBatchCleanupOperator(OpenAIBatchesOperator):
 
     Only files of batches that DAGs of this Airflow made are deleted, and by default only where their DAG run has
     succeeded: what a run that failed has paid for may not have been fetched yet. A file that any other batch reads,
-    too, is kept, and so is one that no batch has used.
+    too, is kept, and so is one that no batch has used. Whose a batch is, its metadata says: a service that takes none
+    (Together, DashScope) is refused.
 
     :param older_than: seconds or a timedelta; the batch was over, and the file made, longer ago than this
     :param dag_ids: only batches of these DAGs (templated); default: of all
@@ -60,6 +66,7 @@ class OpenAIBatchCleanupOperator(OpenAIBatchesOperator):
 
         may_go = self._rule()
         client = self.hook.get_conn()
+        self._check_metadata(client.settings.dialect)
         before = time.time() - self.older_than
         purposes = file_purposes(client.settings.dialect)
         files = list_files(client, purposes)
@@ -89,6 +96,20 @@ class OpenAIBatchCleanupOperator(OpenAIBatchesOperator):
             raise OpenAIBatchesError(f"{len(failures):,} files could not be deleted; a retry tries again. {shown}")
         return {"files": gone, "bytes": size}
 
+    def _check_metadata(self, dialect: Dialect) -> None:
+        """Refuse a service whose batches never say what they were bought for."""
+        if _DAG_KEY not in dialect.metadata({_DAG_KEY: ""}):
+            raise InvalidInputError(
+                "conn_id",
+                f"{dialect.service} keeps no metadata, so nothing tells which of its batches are this Airflow's: no "
+                "file can be deleted. Give the jobs delete_remote_files=True, or delete by age alone with "
+                "`openai-batches clean-files`.",
+            )
+        if not dialect.keeps_metadata:
+            log.warning(
+                "%s may drop the metadata of batches: files of those that lost theirs are kept.", dialect.service
+            )
+
     def _rule(self) -> Callable[[Batch], bool]:
         """Return what says whether a batch's files may go."""
         dag_ids = [self.dag_ids] if isinstance(self.dag_ids, str) else self.dag_ids
@@ -97,7 +118,7 @@ class OpenAIBatchCleanupOperator(OpenAIBatchesOperator):
         succeeded = cache(has_succeeded)
 
         def may_go(batch: Batch) -> bool:
-            dag_id, run_id = (batch.metadata.get(key, "") for key in ("airflow_dag_id", "airflow_run_id"))
+            dag_id, run_id = (batch.metadata.get(key, "") for key in (_DAG_KEY, "airflow_run_id"))
             if not dag_id or (dag_ids is not None and dag_id not in dag_ids):
                 return False
             return not self.only_succeeded or succeeded(dag_id, run_id)
