@@ -18,8 +18,8 @@ from airflow_provider_openai_batches.api.errors import InvalidInputError, OpenAI
 from airflow_provider_openai_batches.jobs.json_text import shown
 from airflow_provider_openai_batches.transfers.columns import parse_columns, value_at
 from airflow_provider_openai_batches.transfers.dead_letters import dead_letter
-from airflow_provider_openai_batches.transfers.files import put_file, storage_path
-from airflow_provider_openai_batches.transfers.results import rows_of
+from airflow_provider_openai_batches.transfers.files import is_local, put_file, storage_path
+from airflow_provider_openai_batches.transfers.results import place_of, rows_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -108,6 +108,7 @@ def write_partitions(
     :return: paths of the files, rows in them, and other rows
     """
     target = storage_path(path, "path")
+    _check_apart(results, target)
     paths = parse_columns(columns)
     if unknown := [name for name in partition_by if name not in paths]:
         raise InvalidInputError(
@@ -154,6 +155,18 @@ def write_partitions(
                 "the results replaced meanwhile? If not, this is a defect; please report it."
             )
         return _publish(files, draft, target), stored, failed
+
+
+def _check_apart(results: Any, target: ObjectStoragePath) -> None:
+    """Refuse the folder with the job's own result files: one of the same name would be replaced, and others removed."""
+    for place in place_of(results):
+        own = storage_path(f"{place.rstrip('/')}/results", "results")
+        if is_local(own) and is_local(target):
+            is_same = Path(own.path).resolve() == Path(target.path).resolve()
+        else:
+            is_same = (own.protocol, own.path.strip("/")) == (target.protocol, target.path.strip("/"))
+        if is_same:
+            raise InvalidInputError("path", f"{target} has the job's own results. Give the data set another place.")
 
 
 def _check_folders(row: Mapping[str, Any], folders: Mapping[str, Any]) -> None:

@@ -203,6 +203,21 @@ def test_partition_may_be_named_as_a_file_is(tmp_path: Path) -> None:
         ]
 
 
+@pytest.mark.parametrize("end", ["", "/", "/../results"])
+@pytest.mark.parametrize("by_path", [True, False])
+def test_jobs_own_results_are_not_replaced(tmp_path: Path, end: str, by_path: bool) -> None:
+    manifest = written(tmp_path, [answered(1, day="a")])
+    before = Path(manifest["results"][0]).read_bytes()
+    with pytest.raises(InvalidInputError, match=r"path: .* has the job's own results"):
+        store(str(tmp_path) if by_path else manifest, f"{tmp_path}/results{end}", partition_by=[])
+    assert [path.read_bytes() for path in (tmp_path / "results").iterdir()] == [before]
+
+
+def test_jobs_own_results_on_object_storage_are_not_replaced(memory_storage: None) -> None:
+    with pytest.raises(InvalidInputError, match=r"path: .* has the job's own results"):
+        store("memory://jobs/labels/", "memory://jobs/labels/results", partition_by=[])
+
+
 def test_results_that_change_while_they_are_read_are_not_published(tmp_path: Path) -> None:
     rows = [answered(1, day="a"), answered(2, day="a"), failed(3)]
 
