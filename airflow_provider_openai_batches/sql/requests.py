@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,6 +14,8 @@ from airflow_provider_openai_batches.sql.prompts import PromptTemplate
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, CursorResult
+
+    Row = dict[str, Any]
 
 _ROWS_PER_FETCH = 500
 
@@ -73,10 +75,8 @@ class SQLRequests:
         try:
             with engine.connect() as connection:
                 try:
-                    result = self._execute(connection)
-                    columns = self._checked_columns(result)
-                    for values in result:
-                        yield self._request(dict(zip(columns, values, strict=True)))
+                    for row in _read(lambda: self._execute(connection), self._checked_columns):
+                        yield self._request(row)
                 except BaseException:
                     # MySQL would have to send all rows that are left before anything else, a rollback, too.
                     connection.invalidate()
@@ -144,6 +144,44 @@ class SQLRequests:
         if len(values) == 1 and isinstance(values[0], str):
             return values[0]
         return msgspec.json.encode(values if len(values) > 1 else values[0]).decode()
+
+
+def _read(execute: Callable[[], CursorResult[Any]], check: Callable[[CursorResult[Any]], list[str]]) -> Iterator[Row]:
+    """Run a query and give its rows.
+
+    :param check: returns the names of the result's columns, or refuses them
+    :raises InvalidInputError: a value has no like in Python. It is not shown, though drivers do so
+    """
+    count = 0
+    try:
+        # Some drivers fetch the first rows at once.
+        result = execute()
+        columns = check(result)
+        for values in result:
+            count += 1
+            yield dict(zip(columns, values, strict=True))
+    except Exception as error:
+        if not _is_about_reading(error):
+            raise
+        raise InvalidInputError(
+            "sql",
+            f"the database's driver cannot read a value in one of the {_ROWS_PER_FETCH} rows after the first {count:,}, "
+            "such as an infinite date, a year before Christ, or text in another encoding. Convert its column in the "
+            "query, e.g. CAST(day AS VARCHAR(30)) AS day, or leave such rows out.",
+        ) from None
+
+
+def _is_about_reading(error: Exception) -> bool:
+    """Whether an error is the driver's own, and no word of the database."""
+    from sqlalchemy.exc import DBAPIError, DataError, OperationalError
+
+    if not isinstance(error, DBAPIError):
+        return isinstance(error, (UnicodeDecodeError, OverflowError))
+    orig: Any = error.orig
+    if hasattr(orig, "sqlstate") or hasattr(orig, "pgcode"):
+        code = getattr(orig, "sqlstate", None) or getattr(orig, "pgcode", None)
+        return isinstance(error, DataError) and code is None
+    return isinstance(error, OperationalError) and str(orig).startswith("Could not decode")
 
 
 def _field(name: str, value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from airflow_provider_openai_batches.jobs.requests import RequestTemplate, read_
 from airflow_provider_openai_batches.operators.openai_batches import OpenAIBatchOperator
 from airflow_provider_openai_batches.results import read_results
 from airflow_provider_openai_batches.sql import SQLRequests
-from tests.databases import CONN_ID, Database, connect
+from tests.databases import CONN_ID, Database, connect, sqlite_database
 
 NIGHT = pendulum.datetime(2026, 11, 20)
 REVIEWS = (
@@ -121,6 +122,39 @@ def test_what_cannot_work_is_told_with_place_and_remedy(server: Database, change
     usual = {"conn_id": CONN_ID, "sql": "SELECT * FROM reviews ORDER BY id", "prompt": "{id}"}
     with pytest.raises(InvalidInputError, match=message):
         lines(SQLRequests(**usual | change))
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [("'infinity'::timestamptz", "infinity"), ("'1066-10-14 BC'::date", "1066"), ("'infinity'::date", "infinity")],
+)
+def test_a_date_that_the_driver_cannot_read_is_told_and_not_shown(postgresql: Database, value: str, shown: str) -> None:
+    postgresql.run(
+        "CREATE TABLE days (id INTEGER, day TEXT)",
+        f"INSERT INTO days SELECT n, CASE n WHEN 700 THEN ({value})::text ELSE '2026-11-20' END "
+        "FROM generate_series(1, 800) n",
+    )
+    kind = value.partition("::")[2]
+    query = f"SELECT id, CAST(day AS {kind}) AS day FROM days ORDER BY id"
+    with pytest.raises(InvalidInputError, match=r"sql: the database's driver cannot read a value.*CAST") as raised:
+        lines(SQLRequests(CONN_ID, query, prompt="{day}"))
+    assert shown not in "".join(traceback.format_exception(raised.value))
+    assert lines(SQLRequests(CONN_ID, "SELECT id, day FROM days WHERE id = 700", prompt="{day}"))
+
+
+def test_text_in_another_encoding_is_told_and_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for sqlite in sqlite_database(tmp_path):
+        connect(sqlite, monkeypatch)
+        sqlite.run("CREATE TABLE reviews (review TEXT)", "INSERT INTO reviews VALUES (CAST(x'536563726574ff' AS TEXT))")
+        with pytest.raises(InvalidInputError, match="cannot read a value.*text in another encoding") as raised:
+            lines(SQLRequests(CONN_ID, "SELECT review FROM reviews", prompt="{review}"))
+        assert "Secret" not in "".join(traceback.format_exception(raised.value))
+
+
+def test_an_error_of_the_database_amidst_the_rows_is_its_own(postgresql: Database) -> None:
+    query = "SELECT 1 / (700 - n) AS id FROM generate_series(1, 800) n"
+    with pytest.raises(InvalidInputError, match="sql: the database refuses the query: .*division by zero"):
+        lines(SQLRequests(CONN_ID, query, prompt="{id}"))
 
 
 def test_another_kind_of_connection_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
