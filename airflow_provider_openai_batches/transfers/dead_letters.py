@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_openai_batches.api.errors import InvalidInputError
+from airflow_provider_openai_batches.jobs.json_text import shown
+from airflow_provider_openai_batches.transfers.storable import NotStorableError
 from airflow_provider_openai_batches.transfers.upsert import Target, open_target, split_name
 
 if TYPE_CHECKING:
@@ -65,29 +68,46 @@ class LetterTable:
         :param letters: from :func:`dead_letter`
         :param stored: custom_ids
         """
-        from sqlalchemy import bindparam
+        from sqlalchemy import bindparam, select
 
         table = self.target.table
-        if stored:
-            mine = (table.c.target == self.of) & table.c.custom_id.in_(bindparam("ids", expanding=True))
-            connection.execute(table.delete().where(mine), {"ids": stored})
-        if letters:
-            rows = [self.target.storable({"target": self.of, **letter}) for letter in letters]
-            connection.execute(self.target.statement, rows)
+        ids = [_cut(custom_id, _ID_CHARS) for custom_id in stored]
+        mine = (table.c.target == self.of) & table.c.custom_id.in_(bindparam("ids", expanding=True))
+        # Looked for first: MySQL locks the place of each row that it does not find to delete, and so do others.
+        if ids and (there := list(connection.execute(select(table.c.custom_id).where(mine), {"ids": ids}).scalars())):
+            connection.execute(table.delete().where(mine), {"ids": there})
+        rows = [self._row(letter) for letter in letters]
+        for position, why_not in self.target.write(connection, rows).items():
+            raise self._refused(letters[position], why_not)
+
+    def _row(self, letter: Mapping[str, Any]) -> dict[str, Any]:
+        values = {**letter, "target": self.of, "custom_id": _cut(letter["custom_id"], _ID_CHARS)}
+        try:
+            return self.target.storable(values)
+        except NotStorableError as error:
+            raise self._refused(letter, str(error)) from error
+
+    def _refused(self, letter: Mapping[str, Any], why_not: str) -> InvalidInputError:
+        return InvalidInputError(
+            "failed_table", f"{self.target.table} does not take the letter of {shown(letter['custom_id'])}: {why_not}."
+        )
 
 
 def _create(engine: Engine, name: str) -> None:
-    from sqlalchemy import JSON, Column, Integer, MetaData, String, Table, Text
+    from sqlalchemy import JSON, Column, Integer, MetaData, String, Table, Text, inspect
     from sqlalchemy.dialects.mysql import VARCHAR
+    from sqlalchemy.exc import SQLAlchemyError
+
+    # MySQL and MariaDB take "a", "A" and "a " for the same otherwise.
+    collation = "utf8mb4_nopad_bin" if getattr(engine.dialect, "is_mariadb", False) else "utf8mb4_0900_bin"
 
     def text(chars: int) -> Any:
-        # MySQL takes "a" and "A" for the same otherwise.
-        binary = VARCHAR(chars, charset="utf8mb4", collation="utf8mb4_bin")
+        binary = VARCHAR(chars, charset="utf8mb4", collation=collation)
         return String(chars).with_variant(binary, "mysql").with_variant(binary, "mariadb")
 
-    schema, table = split_name(name)
-    Table(
-        table,
+    schema, table_name = split_name(name, "failed_table")
+    table = Table(
+        table_name,
         MetaData(),
         Column("target", text(_NAME_CHARS), primary_key=True),
         Column("custom_id", text(_ID_CHARS), primary_key=True),
@@ -98,4 +118,11 @@ def _create(engine: Engine, name: str) -> None:
         Column("attempts", Integer),
         Column("context", JSON),
         schema=schema,
-    ).create(engine, checkfirst=True)
+    )
+    try:
+        table.create(engine, checkfirst=True)
+    except SQLAlchemyError as error:
+        # Another task may have made it just now.
+        if not inspect(engine).has_table(table_name, schema=schema):
+            reason = str(getattr(error, "orig", None) or error)
+            raise InvalidInputError("failed_table", f"{name} is not there and cannot be created: {reason}") from error

@@ -32,7 +32,8 @@ class OpenAIBatchResultsToSQLOperator(BaseOperator):
     :param key: the column, or columns, that tell rows apart: the table's primary key or a unique constraint
     :param columns: where each column's value is in the result row, e.g. ``{"review_id": "context.id", "label":
         "output.label"}``
-    :param insert_missing: add rows that are not there; False changes only those that are
+    :param insert_missing: add rows that are not there; False changes only those that are, and the others' answers are
+        not stored
     :param failed_table: table for rows without a usable answer, in the same transactions (templated); created if it is
         not there. A row that is stored later leaves it
     :param failed_path: instead, a JSONL file for them, written anew each time (templated)
@@ -81,7 +82,7 @@ class OpenAIBatchResultsToSQLOperator(BaseOperator):
             storing = Storing.prepare(
                 engine,
                 self.table,
-                [self.key] if isinstance(self.key, str) else list(self.key),
+                self.key,
                 self.columns,
                 insert_missing=self.insert_missing,
                 failed_table=self.failed_table,

@@ -43,7 +43,7 @@ class Storing:
         cls,
         engine: Engine,
         table: str,
-        key: Sequence[str],
+        key: str | Sequence[str],
         columns: Mapping[str, str],
         *,
         insert_missing: bool,
@@ -55,6 +55,7 @@ class Storing:
         :raises InvalidInputError: they cannot take such rows
         """
         paths = parse_columns(columns)
+        key = [key] if isinstance(key, str) else list(key or ())
         target = open_target(engine, table, key, paths, insert_missing=insert_missing)
         letters = None if failed_table is None else LetterTable.open(engine, failed_table, of=table)
         return cls(engine, target, paths, letters, failed_path)
@@ -72,6 +73,7 @@ class Storing:
             while chunk := list(islice(rows, rows_per_transaction)):
                 try:
                     with connection.begin():
+                        self.target.begin(connection)
                         self._store_chunk(connection, chunk, counts, write_letter)
                 except SQLAlchemyError as error:
                     first, last = chunk[0]["index"], chunk[-1]["index"]

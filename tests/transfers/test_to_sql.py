@@ -72,7 +72,7 @@ def test_only_rows_that_are_there_can_be_changed(database: Database, tmp_path: P
     where: dict[str, Any] = {"table": "reviews", "key": "id", "columns": {"id": "context.id", "label": "output"}}
     with pytest.raises(InvalidInputError, match=r"reviews needs a value for 'review'.*insert_missing=False"):
         store(manifest, **where)
-    store(manifest, **where, insert_missing=False)
+    store(manifest, **where, insert_missing=False, failed_table="letters")
     assert database.rows("SELECT * FROM reviews ORDER BY id") == [(1, "Fine.", "positive"), (2, "Bad.", None)]
 
 
