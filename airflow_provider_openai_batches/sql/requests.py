@@ -165,7 +165,7 @@ def _read(execute: Callable[[], CursorResult[Any]], check: Callable[[CursorResul
             raise
         raise InvalidInputError(
             "sql",
-            f"the database's driver cannot read a value in one of the {_ROWS_PER_FETCH} rows after the first {count:,}, "
+            f"the driver cannot read a value in one of the {_ROWS_PER_FETCH} rows after the first {count:,}, "
             "such as an infinite date, a year before Christ, or text in another encoding. Convert its column in the "
             "query, e.g. CAST(day AS VARCHAR(30)) AS day, or leave such rows out.",
         ) from None
@@ -173,7 +173,7 @@ def _read(execute: Callable[[], CursorResult[Any]], check: Callable[[CursorResul
 
 def _is_about_reading(error: Exception) -> bool:
     """Whether an error is the driver's own, and no word of the database."""
-    from sqlalchemy.exc import DBAPIError, DataError, OperationalError
+    from sqlalchemy.exc import DataError, DBAPIError, OperationalError
 
     if not isinstance(error, DBAPIError):
         return isinstance(error, (UnicodeDecodeError, OverflowError))
