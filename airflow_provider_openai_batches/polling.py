@@ -13,9 +13,9 @@ import logging
 import random
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import ClassVar
 from weakref import WeakKeyDictionary
@@ -41,8 +41,9 @@ _LONGEST_BACKOFF_S = 300.0
 _LONGEST_RETRY_AFTER_S = 3600.0
 """A proxy that asks for a pause of days gets a call an hour: that burdens nobody, and batches end meanwhile."""
 
-_TOLD_AT_ONCE = 50
-"""A waiter that is told something writes a log line: ten thousand in one go would hold the event loop for seconds."""
+_TOLD_AT_ONCE = 20
+"""A waiter that is told something writes a log line and fires its event: ten thousand of them in one go would hold the
+event loop for seconds. After this many, all else in the loop has its turn."""
 
 _FIRST_REPORT_S = 60.0
 _REPORT_EVERY_S = 300.0
@@ -77,6 +78,13 @@ class Track:
         """Forget the trouble: the batch was seen."""
         self.failed_at, self.outage = 0.0, None
         self.patience.recovered()
+
+    def saw(self, batch_id: str, batch: Batch) -> None:
+        """Take in a sighting, and hand it to all who watch if anything has changed."""
+        self.recovered()
+        if batch != self.last:
+            self.last = batch
+            self.deliver(batch_id, batch)
 
     def judge(self, error: OpenAIBatchesError, now: float, clock: float) -> Trouble | None:
         """Decide what the waiters are told about a look that failed, if anything.
@@ -270,13 +278,41 @@ class BatchPoller:
             return Sighting(outage=error)
         # Those that failed last come last, so that they cannot keep the others from being asked.
         asked = sorted(wanted & self._tracks.keys(), key=lambda batch_id: self._tracks[batch_id].failed_at)
-        sighting = await self._loop.run_in_executor(self._thread, look, client, asked, self._stopped)
+        sighting = await self._look(client, asked)
         # Key, permissions or host may have been changed in the connection.
         self._connection_doubted = sighting.outage is not None or any(
             isinstance(error, PermissionDeniedError) for error in sighting.errors.values()
         )
         polled(self.conn_id, sighting.calls, sighting.failures)
         return sighting
+
+    async def _look(self, client: BatchClient, asked: Sequence[str]) -> Sighting:
+        """Look at batches; while later ones are asked for, hand out what was seen of the earlier."""
+        pages: asyncio.Queue[Mapping[str, Batch]] = asyncio.Queue()
+
+        def tell(page: Mapping[str, Batch]) -> None:
+            # A loop that is closed has nobody left to tell.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(pages.put_nowait, page)
+
+        looking = self._loop.run_in_executor(self._thread, look, client, asked, self._stopped, tell)
+        looking.add_done_callback(lambda _: pages.put_nowait({}))
+        try:
+            while page := await pages.get():
+                async for batch_id, track in self._in_portions(page):
+                    track.saw(batch_id, page[batch_id])
+            return await looking
+        finally:
+            looking.cancel()
+
+    async def _in_portions(self, batch_ids: Iterable[str]) -> AsyncIterator[tuple[str, Track]]:
+        """Give the batches that somebody watches, and the loop its time in between."""
+        for number, batch_id in enumerate(batch_ids, start=1):
+            if number % _TOLD_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            track = self._tracks.get(batch_id)
+            if track is not None:
+                yield batch_id, track
 
     async def _connected(self) -> BatchClient:
         if self._client is not None and not self._connection_doubted:
@@ -298,20 +334,12 @@ class BatchPoller:
     async def _settle(self, wanted: Iterable[str], sighting: Sighting) -> None:
         now = self._loop.time()
         clock = time.time() - now
-        for number, batch_id in enumerate(wanted, start=1):
-            if number % _TOLD_AT_ONCE == 0:
-                await asyncio.sleep(0)
-            track = self._tracks.get(batch_id)
+        async for batch_id, track in self._in_portions(wanted):
             batch = sighting.batches.get(batch_id)
-            error = sighting.errors.get(batch_id)
-            if track is None:
-                continue
             if batch is not None:
-                track.recovered()
-                if batch != track.last:
-                    track.last = batch
-                    track.deliver(batch_id, batch)
+                track.saw(batch_id, batch)
                 continue
+            error = sighting.errors.get(batch_id)
             if error is not None:
                 if track.patience.outage_since is None and sighting.outage is None:
                     log.warning("Looking at batch %s fails, trying again until it works: %s", batch_id, error)
@@ -328,8 +356,9 @@ class BatchPoller:
             self._not_before = now + min(sighting.outage.retry_after_s or 0.0, _LONGEST_RETRY_AFTER_S)
         elif sighting.answered:
             self._failed_polls = 0
-        # One factor for all, so that waiters of one interval stay in one poll; below 1, so that none waits longer.
-        jitter = random.uniform(0.9, 1.0)  # noqa: S311
+        # One factor for all, so that waiters of one interval stay in one poll. Below 1, so that none waits longer, also
+        # where a poll takes a little longer than the last to come to its page.
+        jitter = random.uniform(0.9, 0.98)  # noqa: S311
         for watch in due:
             interval = backoff_s(watch.poll_interval, self._failed_polls if sighting.outage else 0)
             # A poll that takes longer than the interval is followed by a pause as long as the excess.

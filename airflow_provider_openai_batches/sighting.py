@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -49,7 +49,10 @@ class Sighting:
     failures: list[OpenAIBatchesError] = field(default_factory=list)
 
 
-def look(client: BatchClient, wanted: Iterable[str], stopped: threading.Event) -> Sighting:
+Tell = Callable[[Mapping[str, Batch]], None]
+
+
+def look(client: BatchClient, wanted: Iterable[str], stopped: threading.Event, tell: Tell | None = None) -> Sighting:
     """Find out how the wanted batches are, in few calls.
 
     Pages of the listing, newest first, as long as they promise to be cheaper than asking for the missing ones one by
@@ -59,8 +62,10 @@ def look(client: BatchClient, wanted: Iterable[str], stopped: threading.Event) -
     :param client: makes one attempt per call: the poller's next round is the retry
     :param wanted: batch ids; where they are asked one by one, in this order
     :param stopped: set when nobody waits for the answer any more
+    :param tell: called with batches of the sighting, by the id that was asked for, as soon as they are seen: a look at
+        thousands takes many calls, and whoever waits for the first need not wait for the last. Default: nobody is told
     """
-    round_ = _Round(client, wanted, stopped)
+    round_ = _Round(client, wanted, stopped, tell)
     if client.settings.dialect.lists_are_current and len(round_.missing) > 1 and not round_.walk_listing():
         # One call tells whether it is the service or the listing. If the listing only stumbled, it is still cheaper.
         round_.retrieve(list(round_.missing)[:1])
@@ -79,13 +84,15 @@ class _Round:
     :param client: makes them
     :param wanted: batch ids
     :param stopped: set when no further call is wanted
+    :param tell: is called with what is seen, page by page
     """
 
-    def __init__(self, client: BatchClient, wanted: Iterable[str], stopped: threading.Event) -> None:
+    def __init__(self, client: BatchClient, wanted: Iterable[str], stopped: threading.Event, tell: Tell | None) -> None:
         self.sighting = Sighting()
         self.missing = dict.fromkeys(wanted)
         self._client = client
         self._stopped = stopped
+        self._tell = tell
         self._retrieved: set[str] = set()
         self._failures: list[OpenAIBatchesError] = []
 
@@ -96,6 +103,7 @@ class _Round:
         sighting = self.sighting
         sighting.calls += 1
         walked = 1
+        page: dict[str, Batch] = {}
         try:
             for seen, batch in enumerate(self._client.list_batches()):
                 if seen and seen % PAGE_SIZE == 0:
@@ -103,13 +111,17 @@ class _Round:
                     walked += 1
                 if batch.id in self.missing:
                     del self.missing[batch.id]
-                    sighting.batches[batch.id] = batch
+                    sighting.batches[batch.id] = page[batch.id] = batch
                 page_is_read = seen % PAGE_SIZE == PAGE_SIZE - 1
+                if page_is_read:
+                    self._told(page)
+                    page = {}
                 if not self.missing or (page_is_read and (walked >= len(self.missing) or self._stopped.is_set())):
                     break
         except OpenAIBatchesError as error:
             self._failed(error)
             return False
+        self._told(page)
         self._answered()
         return True
 
@@ -135,6 +147,7 @@ class _Round:
                 # A gateway with ids of its own may answer with the id behind it, which it would not know if asked.
                 self.sighting.batches[batch_id] = msgspec.structs.replace(batch, id=batch_id)
                 self._retrieved.add(batch_id)
+                self._told({batch_id: self.sighting.batches[batch_id]})
                 self._answered()
 
     @property
@@ -169,6 +182,11 @@ class _Round:
         if self._failures and not sighting.answered:
             sighting.outage = self._failures[-1]
         return sighting
+
+    def _told(self, batches: Mapping[str, Batch]) -> None:
+        sure = {batch_id: batch for batch_id, batch in batches.items() if not self.needs_confirmation(batch)}
+        if sure and self._tell is not None:
+            self._tell(sure)
 
     def _answered(self) -> None:
         self.sighting.answered = True

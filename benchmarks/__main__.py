@@ -40,7 +40,7 @@ def main() -> int:
     waiting, over_too = compare_waiting(batches, given.rivals)
     failed += over + over_too
     arguments = " BENCH_ARGS=--full" if given.full else ""
-    text = "\n".join([_head(f"make bench{arguments}"), *map(str, [*compared, *grown, waiting])])
+    text = "\n".join([_head(f"make bench{arguments}"), *map(str, [*compared, *grown, *waiting])])
     DOCS.write_text(text, encoding="utf-8")
     print(text)
     for limit in failed:

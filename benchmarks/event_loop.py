@@ -1,29 +1,34 @@
 """What waiting costs an event loop, beside the rivals' triggers.
 
 Many triggers wait in one loop, as in a triggerer, each for a batch of its own; the service takes 200 ms to answer.
-Beside them run a ticker, which measures how late the loop is, and an unrelated ``asyncio.to_thread``. Then all batches
-complete at the same time.
+Beside them run a ticker, which measures how late the loop is, and an unrelated ``asyncio.to_thread``. Then a tenth of
+the batches completes here and there within an interval, and the rest at the same time.
 
-    python -m benchmarks.event_loop WAY ARGUMENTS
+    python -m benchmarks.event_loop --batches 10000
 
-is the process with the loop, for :func:`compare_waiting`; the service is in the other one.
+measures ours alone. With ``--way`` it is the process with the loop; the service is in the other one.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import contextlib
 import json
 import logging
 import os
+import random
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+from benchmarks.lag import Lag, Sample, sampled
 from benchmarks.measuring import Table
+
+if TYPE_CHECKING:
+    from tests.polling.world import World
 
 OURS = "airflow-provider-openai-batches"
 COMMON_AI = "common-ai"
@@ -33,63 +38,79 @@ POLL_INTERVAL_S = 30.0
 LATENCY_S = 0.2
 WATCHED_FOR_S = 60.0
 MOST_LAG_MS = 20.0
+MOST_OWN_LAG_MS = 100.0
+"""At worst, of the loop and of what runs in a thread beside it, without Python's garbage collector."""
 MOST_CALLS = 1.2
 """Per 100 batches and interval."""
 MOST_KB = 40.0
 """Of memory for each trigger. Counted from ten thousand on: the first thousands also pay for what all share."""
 
-_TICK_S = 0.02
 _KEY = "sk-benchmark-0123456789"
 _BATCHES = 10_000
 _SETTLED_WITHIN_S = 600
 
 
-def compare_waiting(most: int, rivals: Path) -> tuple[Table, list[str]]:
+def compare_waiting(most: int, rivals: Path) -> tuple[list[Table], list[str]]:
     """Measure all ways, ours up to ``most`` batches, the others up to where a run still ends.
 
     :param most: batches
     :param rivals: the virtual environment of the rivals
-    :return: the table, and which limits are passed
+    :return: the tables, and which limits are passed
     """
     pythons = {OURS: sys.executable} | dict.fromkeys((COMMON_AI, OFFICIAL), str(rivals / "bin/python"))
     runs = [(OFFICIAL, 10), (OFFICIAL, 200), (COMMON_AI, 10), (COMMON_AI, 1_000)]
     runs += [(OURS, count) for count in (10, 100, 1_000, 10_000) if count <= most]
-    table = Table(
+    return measure_waiting([(pythons[way], way, count) for way, count in runs])
+
+
+def measure_waiting(runs: Iterable[tuple[str, str, int]]) -> tuple[list[Table], list[str]]:
+    """Measure ways with numbers of batches.
+
+    :param runs: Python, way and batches of each
+    :return: the tables, and which of our limits are passed
+    """
+    waits = Table(
         f"Triggers that wait in one event loop, {POLL_INTERVAL_S:.0f} s between looks, {LATENCY_S * 1e3:.0f} ms a call",
+        ["", "batches", "calls per 100 and interval", "CPU s a minute", "KB a trigger", "noticed within s"],
+    )
+    late = Table(
+        "How late the same loop is, in ms, and what is not Python's garbage collector",
         [
-            "", "batches", "loop late, p99 ms", "worst ms", "to_thread, worst ms", "calls per 100 and interval",
-            "CPU s a minute", "KB a trigger", "noticed within s",
+            "", "batches", "while they wait, p99", "worst", "own", "to_thread, worst", "own",
+            "while they end, p99", "worst", "own", "to_thread, worst", "own",
         ],
     )  # fmt: skip
     failed = []
-    for way, count in runs:
-        used = _measure(pythons[way], way, count)
+    for python, way, count in runs:
+        used, waiting, ending = _measure(python, way, count)
         calls = used["calls"] / used["watched_s"] * POLL_INTERVAL_S / count * 100
-        table.add(
-            way, f"{count:,}", f"{used['late_p99_ms']:.1f}", f"{used['late_worst_ms']:,.0f}",
-            f"{used['thread_worst_ms']:,.0f}", f"{calls:.2f}", f"{used['cpu_s'] / used['watched_s'] * 60:.2f}",
+        waits.add(
+            way, f"{count:,}", f"{calls:.2f}", f"{used['cpu_s'] / used['watched_s'] * 60:.2f}",
             f"{used['kb_each']:.0f}", f"{used['noticed_s']:.1f}",
         )  # fmt: skip
+        late.add(way, f"{count:,}", *(f"{ms:,.1f}" for lag in (waiting, ending) for ms in lag[:5]))
         if way != OURS:
             continue
+        own = max(waiting.loop_own_worst, waiting.thread_own_worst, ending.loop_own_worst, ending.thread_own_worst)
         limits = {
-            f"the loop is late by more than {MOST_LAG_MS:.0f} ms (p99)": used["late_p99_ms"] > MOST_LAG_MS,
+            f"the loop is late by more than {MOST_LAG_MS:.0f} ms (p99)": waiting.loop_p99 > MOST_LAG_MS,
+            f"the loop or a thread is late by more than {MOST_OWN_LAG_MS:.0f} ms": own > MOST_OWN_LAG_MS,
             f"more than {MOST_CALLS} calls per 100 batches and interval": count >= 100 and calls > MOST_CALLS,
             "a completion is noticed later than an interval": used["noticed_s"] > POLL_INTERVAL_S,
             f"a trigger takes more than {MOST_KB:.0f} KB": count >= _BATCHES and used["kb_each"] > MOST_KB,
         }
         failed += [f"{count:,} batches: {limit}" for limit, is_passed in limits.items() if is_passed]
-    return table, failed
+    return [waits, late], failed
 
 
-def _measure(python: str, way: str, count: int) -> dict[str, float]:
+def _measure(python: str, way: str, count: int) -> tuple[dict[str, float], Lag, Lag]:
     from tests.polling.world import World
 
     with World() as world:
         batches = world.add(count)
         world.latency_s = LATENCY_S
         given = {"base_url": world.base_url, "batches": batches}
-        command = [python, "-m", "benchmarks.event_loop", way]
+        command = [python, "-m", "benchmarks.event_loop", "--way", way]
         root = Path(__file__).parents[1]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root) as process:
             try:
@@ -99,15 +120,26 @@ def _measure(python: str, way: str, count: int) -> dict[str, float]:
                 process.stdin.flush()
                 _expect(process.stdout.readline(), "watching")
                 calls = len(world.requests)
-                used: dict[str, float] = json.loads(process.stdout.readline())
+                used: dict[str, Any] = json.loads(process.stdout.readline())
                 used["calls"] = len(world.requests) - calls
-                world.change(batches, "completed")
-                process.stdin.write("completed\n")
-                process.stdin.flush()
-                used["noticed_s"] = json.loads(process.stdout.readline())["noticed_s"]
+                completed = _complete(world, batches)
+                ended: dict[str, Any] = json.loads(process.stdout.readline())
             finally:
                 process.kill()
-    return used
+    used["noticed_s"] = max(ended["events"][batch_id] - at for batch_id, at in completed.items())
+    return used, Lag(*used.pop("lag")), Lag(*ended["lag"])
+
+
+def _complete(world: World, batches: list[str]) -> dict[str, float]:
+    """Complete all batches, a tenth of them here and there within an interval; return when each was, by the clock."""
+    moments = {}
+    scattered = random.sample(batches, max(1, len(batches) // 10))
+    groups = [scattered[start :: min(60, len(scattered))] for start in range(min(60, len(scattered)))]
+    for group in [*groups, list(set(batches) - set(scattered))]:
+        world.change(group, "completed")
+        moments |= dict.fromkeys(group, time.monotonic())
+        time.sleep(POLL_INTERVAL_S / len(groups))
+    return moments
 
 
 def _expect(line: str, word: str) -> None:
@@ -154,7 +186,7 @@ WAYS: dict[str, Callable[[str], Any]] = {
 }
 
 
-def main() -> None:
+def wait_in_this_process(way: str) -> None:
     """Wait for the batches that a line of standard input names, and print what it took."""
     given = json.loads(sys.stdin.readline())
     # Airflow logs to standard output, which is for the figures.
@@ -164,72 +196,65 @@ def main() -> None:
         connection = {"conn_type": conn_type, "host": given["base_url"], "password": _KEY}
         os.environ[f"AIRFLOW_CONN_{name}"] = json.dumps(connection)
     logging.disable(logging.INFO)
-    asyncio.run(_wait(WAYS[sys.argv[1]], given["batches"], figures))
+    asyncio.run(_wait(WAYS[way], given["batches"], figures))
 
 
 async def _wait(trigger: Callable[[str], Any], batch_ids: list[str], figures: TextIO) -> None:
+    events: dict[str, float] = {}
     # One wait first, for what is imported and made once: it is not a trigger's own.
-    first = asyncio.create_task(_event(trigger(batch_ids[0])))
+    first = asyncio.create_task(_event(trigger, batch_ids[0], events))
     await asyncio.sleep(2 + 10 * LATENCY_S)
     memory = _rss_kb()
-    waits = [asyncio.create_task(_event(trigger(batch_id))) for batch_id in batch_ids[1:]]
+    waits = [asyncio.create_task(_event(trigger, batch_id, events)) for batch_id in batch_ids[1:]]
     # Every trigger has looked once, by then also where each look blocks the loop.
     await asyncio.sleep(max(POLL_INTERVAL_S, 2 * LATENCY_S * len(batch_ids) / 100))
 
     print("watching", file=figures)
     began, cpu = time.monotonic(), time.process_time()
-    late, in_thread = list[float](), list[float]()
-    async with _repeating(_tick(late)), _repeating(_use_thread(in_thread)):
+    samples: list[Sample] = []
+    async with sampled(samples.append):
         await asyncio.sleep(WATCHED_FOR_S)
     used = {
         "watched_s": time.monotonic() - began,
         "cpu_s": time.process_time() - cpu,
         "kb_each": (_rss_kb() - memory) / max(1, len(waits)),
-        "late_p99_ms": sorted(late)[int(0.99 * len(late))] * 1e3,
-        "late_worst_ms": max(late) * 1e3,
-        "thread_worst_ms": max(in_thread) * 1e3,
+        "lag": Lag.of(samples),
     }
     print(json.dumps(used), file=figures)
 
-    sys.stdin.readline()
-    began = time.monotonic()
-    async with asyncio.timeout(_SETTLED_WITHIN_S):
+    samples.clear()
+    async with asyncio.timeout(_SETTLED_WITHIN_S), sampled(samples.append):
         await asyncio.gather(first, *waits)
-    print(json.dumps({"noticed_s": time.monotonic() - began}), file=figures)
+    print(json.dumps({"events": events, "lag": Lag.of(samples)}), file=figures)
 
 
-async def _event(trigger: Any) -> Any:
-    return [event.payload async for event in trigger.run()]
-
-
-@contextlib.asynccontextmanager
-async def _repeating(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-
-
-async def _tick(late: list[float]) -> None:
-    while True:
-        began = time.perf_counter()
-        await asyncio.sleep(_TICK_S)
-        late.append(time.perf_counter() - began - _TICK_S)
-
-
-async def _use_thread(took: list[float]) -> None:
-    """Do what any other trigger may: a short thing that blocks, off the loop."""
-    while True:
-        began = time.perf_counter()
-        await asyncio.to_thread(time.sleep, 0)
-        took.append(time.perf_counter() - began)
-        await asyncio.sleep(0.25)
+async def _event(trigger: Callable[[str], Any], batch_id: str, events: dict[str, float]) -> None:
+    async for _ in trigger(batch_id).run():
+        events[batch_id] = time.monotonic()
 
 
 def _rss_kb() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1024
 
 
+def main() -> int:
+    """Print our tables, or be the process with the loop.
+
+    :return: exit code: 1 if a figure is over its limit
+    """
+    options = argparse.ArgumentParser(prog="python -m benchmarks.event_loop", description="Ours in one event loop.")
+    options.add_argument("--batches", type=int, nargs="+", default=[10_000], help="(default: %(default)s)")
+    options.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    given = options.parse_args()
+    if given.way:
+        wait_in_this_process(given.way)
+        return 0
+    tables, failed = measure_waiting((sys.executable, OURS, count) for count in given.batches)
+    print(*tables, sep="\n")
+    for limit in failed:
+        print(f"over the limit: {limit}", file=sys.stderr)
+    return int(bool(failed))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -490,7 +490,8 @@ def test_a_loop_that_broke_down_is_closed_even_if_its_successor_is_there_already
             with monkeypatch.context() as broken:
                 broken.setattr(telemetry.Stats, "incr", defect)
                 with pytest.raises(OpenAIBatchesError, match="broke down"):
-                    await watch.next()
+                    while await watch.next():
+                        pass
             successor = asyncio.create_task(wait_for(conn_id, batch_id, poll_interval=0.05))
             await until(lambda: len(poll_threads()) == 2)
         await until(lambda: len(poll_threads()) == sockets_to(world.port) == 1)

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,16 @@ class Triggerer:
         """What the triggerer has logged for each task; only the logs with this text."""
         texts = (path.read_text(errors="replace") for path in (self.home / "logs").rglob("*.trigger.*.log"))
         return [text for text in texts if saying in text]
+
+    @property
+    def log_files(self) -> int:
+        """Of how many tasks the triggerer has logged something."""
+        return sum(1 for _ in (self.home / "logs").rglob("*.trigger.*.log"))
+
+    def scheduled(self) -> list[float]:
+        """Unix time at which the triggerer let each task go on."""
+        rows = self._sql("SELECT scheduled_dttm FROM task_instance WHERE state = 'scheduled'")
+        return [datetime.fromisoformat(moment).replace(tzinfo=UTC).timestamp() for (moment,) in rows]
 
     def states(self) -> Counter[str]:
         """How many tasks are in which state."""
