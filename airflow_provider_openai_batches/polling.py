@@ -153,6 +153,7 @@ class BatchPoller:
         self._client: BatchClient | None = None
         self._connection_doubted = False
         self._thread = DaemonThread(f"openai-batches-{conn_id}")
+        self._log_thread = DaemonThread(f"task log of openai-batches-{conn_id}")
         self._stopped = threading.Event()
         self._failed_polls = 0
         self._calls = 0
@@ -195,7 +196,7 @@ class BatchPoller:
         due = now if self._next_poll is None else min(self._next_poll, now + poll_interval)
         if deadline is not None:
             due = min(due, last_look_at(max(now, deadline)))
-        watch = Watch(batch_ids, poll_interval, deadline, due)
+        watch = Watch(batch_ids, poll_interval, deadline, due, self._log_thread)
         self._watches.add(watch)
         for batch_id in watch.batch_ids:
             track = self._tracks.setdefault(batch_id, Track())
@@ -221,6 +222,7 @@ class BatchPoller:
         if self._client is not None:
             self._thread.submit(self._client.close)
         self._thread.shutdown()
+        self._log_thread.shutdown()
 
     async def _run(self) -> None:
         try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from airflow_provider_openai_batches.api.errors import OpenAIBatchesError
@@ -37,9 +39,17 @@ class Watch:
     :param poll_interval: seconds between looks
     :param deadline: loop time from which one more look is wanted, the last; None if the waiter has all the time
     :param due: loop time of the first look
+    :param log_thread: where lines are logged
     """
 
-    def __init__(self, batch_ids: Iterable[str], poll_interval: float, deadline: float | None, due: float) -> None:
+    def __init__(
+        self,
+        batch_ids: Iterable[str],
+        poll_interval: float,
+        deadline: float | None,
+        due: float,
+        log_thread: Executor,
+    ) -> None:
         self.batch_ids = frozenset(batch_ids)
         self.poll_interval = poll_interval
         self.deadline = deadline
@@ -48,6 +58,7 @@ class Watch:
         self._seen: dict[str, Batch] = {}
         self._trouble: dict[str, Trouble] = {}
         self._arrived = asyncio.Event()
+        self._log_thread = log_thread
 
     async def next(self) -> News:
         """Return all that was seen since the last call, by batch id; if nothing was, the outage that hides it.
@@ -68,6 +79,17 @@ class Watch:
             if isinstance(trouble, OpenAIBatchesError):
                 raise trouble
         return min((trouble for trouble in troubles if isinstance(trouble, Outage)), key=lambda outage: outage.since)
+
+    async def log(self, write: Callable[[], None]) -> None:
+        """Write a log line without holding up the event loop.
+
+        A line goes to the triggerer's supervisor, which reads none while it writes events to the database: with
+        thousands of waiters, that takes seconds. What is seen meanwhile is kept.
+
+        :param write: logs it
+        """
+        context = contextvars.copy_context()  # The triggerer tells by it whose line it is.
+        await asyncio.get_running_loop().run_in_executor(self._log_thread, context.run, write)
 
     def deliver(self, batch_id: str, news: Batch | Trouble) -> None:
         """Hand over news; replaces what the waiter has not read yet about the same batch."""

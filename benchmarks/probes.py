@@ -95,7 +95,8 @@ def note(path: str, name: str, what: str) -> None:
 
 def noted(path: Path, what: str) -> dict[str, float]:
     """Read when it happened first, by name."""
-    lines = (line.split() for line in path.read_text().splitlines()[:-1]) if path.exists() else ()
+    text = path.read_text() if path.exists() else ""
+    lines = (line.split() for line in text.rpartition("\n")[0].splitlines())
     moments: dict[str, float] = {}
     for line in lines:
         if line[1] == what:

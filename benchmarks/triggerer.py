@@ -123,9 +123,9 @@ def _run(name: str, triggers: int, poll_interval: float, watch_for: float) -> Wa
         }
         triggerer.seed(map(seeds[name], names))
         if name == DATE_TIME:
-            until(lambda: triggerer.log_files == triggers + 1, within=_LOADED_WITHIN_S)
+            _until(triggerer, lambda: triggerer.log_files == triggers + 1, _LOADED_WITHIN_S)
         else:
-            until(lambda: len(noted(notes, "in_progress")) == triggers, within=_LOADED_WITHIN_S)
+            _until(triggerer, lambda: len(noted(notes, "in_progress")) == triggers, _LOADED_WITHIN_S)
 
         calls, began = len(world.requests), time.time()
         time.sleep(watch_for)
@@ -137,7 +137,7 @@ def _run(name: str, triggers: int, poll_interval: float, watch_for: float) -> Wa
             world.change(names, "completed")
         elif moment < watched:
             raise RuntimeError(f"this machine takes too long to load {triggers:,} triggers")
-        until(lambda: triggerer.states()["scheduled"] == triggers, within=_SETTLED_WITHIN_S)
+        _until(triggerer, lambda: triggerer.states()["scheduled"] == triggers, _SETTLED_WITHIN_S)
         samples = [Sample(*json.loads(line)) for line in lags.read_text().splitlines()[:-1]]
         return Wait(
             told=_after(moment, noted(notes, "completed").values()),
@@ -148,6 +148,18 @@ def _run(name: str, triggers: int, poll_interval: float, watch_for: float) -> Wa
             kb_each=kb_each,
             calls=calls / (watched - began) * 60,
         )
+
+
+def _until(triggerer: Triggerer, condition: Callable[[], bool], within: float) -> None:
+    """Wait for what the triggerer does, without reading its files and database all the time."""
+
+    def is_so() -> bool:
+        time.sleep(1)
+        if not triggerer.is_alive:
+            raise RuntimeError(f"the triggerer has ended:\n{triggerer.log[-2_000:]}")
+        return condition()
+
+    until(is_so, within=within)
 
 
 def _after(moment: float, others: Iterable[float]) -> list[float]:

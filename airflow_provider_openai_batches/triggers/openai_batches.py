@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
@@ -21,6 +22,7 @@ from airflow_provider_openai_batches.hooks.connection import client_settings
 from airflow_provider_openai_batches.polling import BatchPoller
 from airflow_provider_openai_batches.watch import Outage
 
+_NO_ANSWER = "No answer for %.0f minutes, still waiting: %s"
 _BATCHES_WITH_LINES_OF_THEIR_OWN = 10
 _LAST_LOOK_WITHIN_S = 60.0
 """Generous, since the last look may have to wait for a slow one that is under way; a service that hangs ends here."""
@@ -113,11 +115,18 @@ class OpenAIBatchTrigger(BaseTrigger):
                     if news.since != told_since:
                         told_since = news.since
                         minutes = (time.time() - news.since) / 60
-                        self.log.warning("No answer for %.0f minutes, still waiting: %s", minutes, news.error)
+                        await watch.log(partial(self.log.warning, _NO_ANSWER, minutes, news.error))
                     continue
                 tally.add(news)
-                for line in chronicle.lines(news):
-                    self.log.info(line)
+                lines = chronicle.lines(news)
+                # What ends the wait is in the event, which Airflow logs: a second line of each of thousands of triggers
+                # would make the others' events late.
+                if lines and not tally.is_reached:
+                    await watch.log(partial(self._say, lines))
+
+    def _say(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.log.info(line)
 
     async def on_kill(self) -> None:
         """Cancel the batches, but only if the task really ended.

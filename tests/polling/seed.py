@@ -86,6 +86,9 @@ def add_deferred(triggers: list[tuple[str, dict[str, Any]]]) -> None:
             ti.next_method, ti.next_kwargs = "execute_complete", {}
             ti.trigger_id = trigger.id
             session.add(ti)
+            if map_index % 200 == 0:
+                # A triggerer that is running gives up on a SQLite that is locked for five seconds.
+                session.commit()
 
 
 def main() -> None:

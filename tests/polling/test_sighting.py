@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_openai_batches.api.client import BatchClient
 from airflow_provider_openai_batches.api.errors import NotFoundError
+from airflow_provider_openai_batches.api.models import Batch
 from airflow_provider_openai_batches.api.settings import ClientSettings
 from airflow_provider_openai_batches.sighting import Sighting, look
 from tests.api.scripted_server import RESET, Answer, Request, as_json
@@ -24,7 +25,12 @@ def looker(world: World) -> Iterator[BatchClient]:
 
 
 def see(client: BatchClient, wanted: list[str]) -> Sighting:
-    return look(client, wanted, threading.Event())
+    """Look once; whoever listens hears of each batch that was seen, and hears it once."""
+    told: list[tuple[str, Batch]] = []
+    sighting = look(client, wanted, threading.Event(), lambda page: told.extend(page.items()))
+    assert dict(told) == sighting.batches
+    assert len(told) == len(sighting.batches)
+    return sighting
 
 
 def fewest_calls(newest_first: list[str], wanted: set[str]) -> int:

@@ -23,7 +23,7 @@ from airflow_provider_openai_batches.polling import BatchPoller
 from airflow_provider_openai_batches.triggers.openai_batches import Chronicle, OpenAIBatchTrigger, Tally
 from tests.api.scripted_server import Request
 from tests.polling.conftest import Connect
-from tests.polling.waiting import run, sighted, until
+from tests.polling.waiting import run, sighted, until, wait_for
 from tests.polling.world import World, error
 
 KEY = "sk-never-to-be-seen-0123456789"
@@ -364,6 +364,35 @@ def test_an_outage_is_one_line_of_a_tasks_log_however_many_batches_it_waits_for(
 
     run(main())
     assert len(lines) == 1
+
+
+def test_a_log_that_takes_no_lines_holds_up_neither_the_event_loop_nor_another_waiter(
+    world: World, conn_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow's supervisor reads no log line while it writes events to the database."""
+    mine, other = world.add(2)
+    taken, asked = threading.Event(), threading.Event()
+    trigger = OpenAIBatchTrigger(conn_id=conn_id, batch_ids=[mine], poll_interval=0.05)
+
+    def info(line: str) -> None:
+        asked.set()
+        assert taken.wait(30)
+
+    monkeypatch.setattr(trigger, "_log", SimpleNamespace(info=info))
+
+    async def consume() -> None:
+        async with aclosing(trigger.run()) as events:
+            assert [event.payload["batches"][mine]["status"] async for event in events] == ["completed"]
+
+    async def main() -> None:
+        wait = asyncio.create_task(consume())
+        await until(asked.is_set)
+        world.change([mine, other], "completed")
+        await wait_for(conn_id, other)
+        taken.set()
+        await wait
+
+    run(main())
 
 
 def test_one_batch_done_is_enough_for_any_whatever_becomes_of_the_other(

@@ -109,6 +109,11 @@ class Triggerer:
         return time.monotonic() - began
 
     @property
+    def is_alive(self) -> bool:
+        """Whether it runs, as far as it was started."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def runner(self) -> psutil.Process:
         """The process that runs the triggers; its parent talks to the database."""
         assert self._process is not None
