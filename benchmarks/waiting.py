@@ -69,7 +69,7 @@ Each trigger waits for a batch of its own, {poll_interval:.0f} s between looks, 
 
 Limits that make the command fail, in one event loop: a lag above {MOST_LAG_MS:g} ms (p99) while nothing happens; one
 above {MOST_OWN_LAG_MS:g} ms at any time, of the loop or of an unrelated `asyncio.to_thread`, Python's garbage collector
-apart; more than {MOST_CALLS} calls per 100 batches and interval; more than {MOST_KB:g} KB a trigger; a completion that is
+apart; more than {MOST_CALLS} calls per 100 batches and interval; more than {MOST_KB:g} KB a trigger; a completion
 noticed later than one interval. In the triggerer: p99, memory, and the time until our poll loop has told a trigger.
 
 - **Noticed**: a tenth of the batches ends here and there within an interval, then the rest at once. The figure is the
