@@ -13,7 +13,7 @@
 #   make check        lint, test, build
 #   make release-check  all that must hold before a release, its files in dist/; RELEASE_ARGS=--unreleased before the tag
 #   make bench-import what importing the operators costs
-#   make bench-waiting what a thousand waiting tasks cost a triggerer
+#   make bench-waiting what thousands of waits cost an event loop and a triggerer
 #   make bench        what jobs cost, beside the rivals and a bare script; BENCH_ARGS=--full for a million rows
 #   make bench-faults every fault of the service against every operation, ours and the rivals'
 #   make soak         an hour of jobs with random faults: nothing grows; SOAK_ARGS="--minutes 5 --seed 1" for less
