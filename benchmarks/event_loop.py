@@ -132,7 +132,7 @@ def _measure(python: str, way: str, count: int) -> tuple[dict[str, float], Lag, 
 
 def _complete(world: World, batches: list[str]) -> dict[str, float]:
     """Complete all batches, a tenth of them here and there within an interval; return when each was, by the clock."""
-    moments = {}
+    moments: dict[str, float] = {}
     scattered = random.sample(batches, max(1, len(batches) // 10))
     groups = [scattered[start :: min(60, len(scattered))] for start in range(min(60, len(scattered)))]
     for group in [*groups, list(set(batches) - set(scattered))]:

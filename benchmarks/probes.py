@@ -114,9 +114,9 @@ def _note_news(path: str) -> None:
     """From now on, note what poll loops hand over in this process."""
     deliver = Watch.deliver
 
-    def noting(watch: Watch, batch_id: str, news: Batch | Trouble) -> None:
+    def noting(self: Watch, batch_id: str, news: Batch | Trouble) -> None:
         if isinstance(news, Batch):
             note(path, batch_id, news.status)
-        deliver(watch, batch_id, news)
+        deliver(self, batch_id, news)
 
     Watch.deliver = noting  # type: ignore[method-assign]

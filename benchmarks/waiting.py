@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmarks.event_loop import LATENCY_S, MOST_CALLS, MOST_KB, MOST_LAG_MS, MOST_OWN_LAG_MS, OURS, measure_waiting
 from benchmarks.machine import machine, versions
+from benchmarks.measuring import Table
 from benchmarks.triggerer import measure_triggerer
 
 DOCS = Path(__file__).parents[1] / "docs/waiting.md"
@@ -36,7 +37,8 @@ def main() -> int:
     given = options.parse_args()
     _allow_files(2 * given.triggers)
     load = os.getloadavg()[0]
-    tables, failed = [], []
+    tables: list[Table] = []
+    failed: list[str] = []
     if given.only != "triggerer":
         tables, failed = measure_waiting([(sys.executable, OURS, given.batches)])
     if given.only != "loop":
