@@ -1,7 +1,7 @@
 """What thousands of waits cost: ``python -m benchmarks.waiting``, or ``make bench-waiting``. Writes docs/waiting.md.
 
 10,000 waits in one event loop (:mod:`benchmarks.event_loop`), then 5,000 deferred tasks in a real triggerer, beside
-triggers of Airflow's own (:mod:`benchmarks.triggerer`).
+triggers that only sleep (:mod:`benchmarks.triggerer`).
 """
 
 from __future__ import annotations
@@ -81,12 +81,11 @@ noticed later than one interval. In the triggerer: p99, memory, and the time unt
   stops the loop and all threads, for longer the more objects a process has, whatever its triggers do.
 - **Told, fired, scheduled**: our poll loop has handed over that the batch is over; the trigger has given its event to
   Airflow; Airflow has written it to the database, and with it that the task goes on. The last step is the work of
-  Airflow's supervisor, one event after the other. Two triggers that know nothing of batches, {triggers:,} of each in a
-  triggerer of their own, show what it takes when all fire at one moment. `DateTimeTrigger` logs a line a second
-  before it fires; when it does is not measured.
+  Airflow's supervisor, one event after the other. Triggers that only sleep, {triggers:,} of them in a triggerer of
+  their own, show what it takes at least when all fire at one moment.
 - **While they end**: Airflow logs "Trigger fired event" and "trigger completed" from the loop's default executor, and
   its supervisor reads no line while it writes events. The lines wait, and each `asyncio.to_thread` of the triggerer
-  behind them: with the controls as with ours. Our own calls and log lines have threads of their own.
+  behind them: with those that sleep as with ours. Our own calls and log lines have threads of their own.
 - A triggerer keeps a log file open for each trigger; its limit of open files has to be above its capacity:
   [what to set](guide.md#thousands-of-waiting-tasks). The command raises its own.
 """

@@ -133,11 +133,6 @@ class Triggerer:
         texts = (path.read_text(errors="replace") for path in (self.home / "logs").rglob("*.trigger.*.log"))
         return [text for text in texts if saying in text]
 
-    @property
-    def log_files(self) -> int:
-        """Of how many tasks the triggerer has logged something."""
-        return sum(1 for _ in (self.home / "logs").rglob("*.trigger.*.log"))
-
     def scheduled(self) -> list[float]:
         """Unix time at which the triggerer let each task go on."""
         rows = self._sql("SELECT scheduled_dttm FROM task_instance WHERE state = 'scheduled'")
