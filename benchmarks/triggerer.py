@@ -1,8 +1,8 @@
 """What waiting costs a real triggerer of Airflow, and who takes the time when all batches end at once.
 
 Ours in one triggerer; then, in another, as many triggers that have nothing to do with batches and only sleep. They fire
-at the same moment, and what passes until their tasks are scheduled is Airflow's own. (Of its DateTimeTrigger, which logs
-while it waits, so many do not even get going in time: its lines keep the triggerer busy.)
+at the same moment, and what passes until their tasks are scheduled is Airflow's own. (So many of its DateTimeTrigger do
+not get going in two minutes: the lines that it logs while it waits keep the triggerer busy.)
 """
 
 from __future__ import annotations
