@@ -55,9 +55,9 @@ Tell = Callable[[Mapping[str, Batch]], None]
 def look(client: BatchClient, wanted: Iterable[str], stopped: threading.Event, tell: Tell | None = None) -> Sighting:
     """Find out how the wanted batches are, in few calls.
 
-    Pages of the listing, newest first, as long as they promise to be cheaper than asking for the missing ones one by
-    one; then those one by one. That is at most twice the calls of someone who knows where each batch is. A batch's
-    error is its own; when the service itself fails, the rest is not asked.
+    Pages of the listing, newest first, as long as they are cheaper than asking for the missing ones one by one, or
+    promise to be; then those one by one. That is at most twice the calls of someone who knows where each batch is. A
+    batch's error is its own; when the service itself fails, the rest is not asked.
 
     :param client: makes one attempt per call: the poller's next round is the retry
     :param wanted: batch ids; where they are asked one by one, in this order
@@ -112,12 +112,15 @@ class _Round:
                 if batch.id in self.missing:
                     del self.missing[batch.id]
                     sighting.batches[batch.id] = page[batch.id] = batch
-                page_is_read = seen % PAGE_SIZE == PAGE_SIZE - 1
-                if page_is_read:
-                    self._told(page)
-                    page = {}
-                if not self.missing or (page_is_read and (walked >= len(self.missing) or self._stopped.is_set())):
+                if not self.missing:
                     break
+                if seen % PAGE_SIZE == PAGE_SIZE - 1:
+                    self._told(page)
+                    # A page that names two has been cheaper than asking for them, and so may the next be.
+                    if self._stopped.is_set() or (walked >= len(self.missing) and len(page) < 2):
+                        page = {}
+                        break
+                    page = {}
         except OpenAIBatchesError as error:
             self._failed(error)
             return False

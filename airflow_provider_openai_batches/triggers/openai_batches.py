@@ -32,7 +32,7 @@ class OpenAIBatchTrigger(BaseTrigger):
     """Fires when batches reach a status. All triggers of a connection share one poll loop.
 
     The event is ``{"status", "batches": {id: batch}, "message"}`` with status ``reached``, ``timeout`` or ``error``
-    and every batch as last seen, or None if it was not seen at all.
+    and every batch as last seen, without the fields that it leaves empty, or None if it was not seen at all.
 
     :param conn_id: Airflow connection
     :param batch_ids: the batches to watch
@@ -98,7 +98,7 @@ class OpenAIBatchTrigger(BaseTrigger):
         except OpenAIBatchesError as error:
             status, message = "error", str(error)
         seen = ((batch_id, tally.seen.get(batch_id)) for batch_id in self.batch_ids)
-        batches = {batch_id: batch and batch.to_dict() for batch_id, batch in seen}
+        batches = {batch_id: batch and _without_empty(batch.to_dict()) for batch_id, batch in seen}
         yield TriggerEvent({"status": status, "batches": batches, "message": message})
 
     async def _wait(self, tally: Tally, left_s: float | None) -> None:
@@ -158,6 +158,11 @@ class OpenAIBatchTrigger(BaseTrigger):
                     self.log.error("Batch %s could not be cancelled and goes on: %s", batch_id, error)
                 else:
                     self.log.info("The task was ended by a user: batch %s is %s.", batch_id, batch.status)
+
+
+def _without_empty(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Shorten what Airflow logs, encodes and stores of each event, one after the other, while the others wait."""
+    return {name: value for name, value in batch.items() if value not in (None, [], {})}
 
 
 class Tally:

@@ -61,6 +61,13 @@ def test_every_batch_is_found_with_at_most_twice_the_fewest_calls(total: int, pl
         assert sighting.calls <= 2 * fewest_calls(newest_first, wanted)
 
 
+def test_a_last_page_with_few_of_many_batches_is_still_one_call(world: World, looker: BatchClient) -> None:
+    newest_first = world.add(5 * PAGE_SIZE)[::-1]
+    wanted = newest_first[: 4 * PAGE_SIZE + 4]
+    assert see(looker, wanted).batches.keys() == set(wanted)
+    assert len(world.requests) == 5
+
+
 def test_a_thousand_batches_cost_ten_calls(world: World, looker: BatchClient) -> None:
     batches = world.add(1_000)
     assert len(see(looker, batches).batches) == 1_000

@@ -333,6 +333,13 @@ def test_a_last_look_that_fails_ends_the_wait_too(world: World, conn_id: str) ->
     assert run(event_of(trigger))["status"] == "timeout"
 
 
+def test_an_event_leaves_out_what_is_empty_and_nothing_else(world: World, conn_id: str) -> None:
+    [batch_id] = world.add(status="completed", metadata={"team": "search"}, error_file_id=None, errors=None)
+    [seen] = run(event_of(OpenAIBatchTrigger(conn_id=conn_id, batch_ids=[batch_id])))["batches"].values()
+    assert not [name for name, value in seen.items() if value in (None, [], {})]
+    assert Batch.from_dict(seen) == Batch.from_api(world.batch(batch_id))
+
+
 def test_a_batch_never_seen_is_none_in_the_event(world: World, conn_id: str) -> None:
     world.trouble = lambda request: error(500)
     trigger = OpenAIBatchTrigger(conn_id=conn_id, batch_ids=["batch_1"], poll_interval=0.05, deadline=time.time() + 0.3)

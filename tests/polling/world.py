@@ -59,6 +59,10 @@ class World:
         """Have no batch any more."""
         self._batches = {}
 
+    def batch(self, batch_id: str) -> dict[str, Any]:
+        """As the service answers."""
+        return self._batches[batch_id]
+
     def status(self, batch_id: str) -> str:
         return str(self._batches[batch_id]["status"])
 
