@@ -82,14 +82,16 @@ class _Collector:
     """Adds up the seconds in which the garbage collector runs."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
-        self._began = 0.0
+        self._done_s, self._began = 0.0, 0.0
 
     def __call__(self, phase: str, _: dict[str, int]) -> None:
-        if phase == "start":
-            self._began = time.perf_counter()
-        else:
-            self.seconds += time.perf_counter() - self._began
+        now = time.perf_counter()
+        self._done_s, self._began = (self._done_s, now) if phase == "start" else (self.seconds, 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """So far. A thread that waited for a collection may go on before the collector has said that it is over."""
+        return self._done_s + (time.perf_counter() - self._began if self._began else 0.0)
 
 
 async def _tick(collector: _Collector, note: Callable[[Sample], object]) -> None:
