@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from airflow_provider_openai_batches.api.client import BatchClient
 from airflow_provider_openai_batches.api.settings import ClientSettings
@@ -14,6 +15,10 @@ from airflow_provider_openai_batches.testing.connection import API_KEY
 
 if TYPE_CHECKING:
     from airflow_provider_openai_batches.emulator import Emulator
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:

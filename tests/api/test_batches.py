@@ -339,7 +339,7 @@ pages = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(st.none() | ids, pages), st.none() | ids, st.none() | st.integers(0, 5))
 def test_no_graph_of_pages_makes_a_listing_endless(
     graph: dict[str | None, dict[str, Any]], after: str | None, limit: int | None

@@ -283,7 +283,7 @@ troubles = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(steps=troubles)
 def test_no_order_of_troubles_splices_two_contents(tmp_path_factory: pytest.TempPathFactory, steps: list[Any]) -> None:
     content, _ = download(tmp_path_factory.mktemp("download"), *steps, ranged(), ranged(), attempts=9)

@@ -88,7 +88,7 @@ DEFS = {
 
 
 @given(schema=st.recursive(leaves(), nested, max_leaves=8), seed=st.integers())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_instance_fits_its_schema(schema: dict[str, Any], seed: int) -> None:
     whole = {"type": "object", "properties": {"value": schema}, "required": ["value"], "$defs": DEFS}
     made = instance_of(whole, random.Random(seed))

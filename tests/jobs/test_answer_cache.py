@@ -465,7 +465,7 @@ def test_damage_is_told(new_world: NewWorld, cache: AnswerCache, caplog: pytest.
     assert caplog.text.count(f"{path} is damaged") == 2
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), changes=st.integers(1, 12))
 def test_whatever_happens_to_its_bytes_a_segment_never_gives_a_wrong_answer(seed: int, changes: int) -> None:
     chance = random.Random(seed)
@@ -539,7 +539,7 @@ def test_sigkill_at_any_boundary_of_the_cache_loses_and_repeats_nothing(new_worl
         assert reused(advance(again.attempt())) == (0, 3, 1)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=25, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(data=st.data())
 def test_whatever_jobs_run_in_whatever_order_each_row_has_its_result_and_nothing_known_is_bought(
     emulator: Emulator, data: st.DataObject

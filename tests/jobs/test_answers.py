@@ -110,7 +110,7 @@ odd_numbers = st.from_regex(r"\[-?[1-9][0-9]{0,50}(\.[0-9]{1,45})?([eE][+-]?[0-9
 
 
 @given(vector=vectors | encoded | odd_numbers)
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 def test_any_vector_is_refused_or_can_be_written_and_read_as_finite_numbers(tmp_path: Path, vector: str) -> None:
     outcome = decide(embeddings(vector), endpoint=EMBEDDINGS)
     if isinstance(outcome, Done):

@@ -367,7 +367,6 @@ def test_two_attempts_in_any_order_never_buy_a_round_or_row_twice(
         settings=settings(
             max_examples=20,
             stateful_step_count=40,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
             derandomize=True,
         ),

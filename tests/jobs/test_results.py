@@ -384,7 +384,7 @@ class World:
             self.open.discard(custom_id)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(count=st.integers(1, 8), seed=st.integers(0, 2**32), rounds=st.integers(1, 4), max_attempts=st.integers(1, 3))
 def test_every_row_ends_in_one_true_result_row_and_no_finished_row_is_sent_again(
     count: int, seed: int, rounds: int, max_attempts: int

@@ -39,7 +39,7 @@ def fewest_calls(newest_first: list[str], wanted: set[str]) -> int:
     return min(depth + len(wanted - set(newest_first[: depth * PAGE_SIZE])) for depth in range(pages + 1))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(
     total=st.integers(0, 450),
     places=st.sets(st.one_of(st.integers(0, 449), st.integers(0, 120)), max_size=40),

@@ -165,7 +165,7 @@ def test_a_columns_kind_does_not_depend_on_the_order_and_holds_every_value(value
     assert all(common_kind(forwards, kind) == forwards for kind in kinds)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @example([2**53 + 1, 0.5])
 @example([[16_777_217, 1], [0.5]])
 @example([[2**70]])

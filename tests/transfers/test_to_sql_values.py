@@ -87,7 +87,7 @@ def test_what_fits_comes_as_it_is(postgresql: Database, tmp_path: Path, column: 
     assert stored(postgresql, tmp_path, column, output, "label::text") == found
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(numbers=st.lists(st.decimals(-1000, 1000, places=3) | st.decimals(-100, 100, places=1), min_size=1, max_size=20))
 def test_a_decimal_is_stored_exactly_or_not_at_all(
     postgresql: Database, tmp_path: Path, numbers: list[Decimal]
