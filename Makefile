@@ -5,7 +5,7 @@
 #   make airflow      the same Airflow with all example DAGs, up until Ctrl-C
 #   make test         every test
 #   make test-matrix  the tests that hold on every Airflow, on 3.1, 3.2 and the lowest dependencies; AIRFLOW=3.1 for one
-#   make test-matrix-edges  the part of them that CI runs: where the package meets Airflow
+#   make test-matrix-edges  the part of them that CI runs: where the package meets Airflow, on 3.2 and the lowest
 #   make test-distributed  the promises in an Airflow on Celery, PostgreSQL, Redis and S3 while its parts are killed
 #   make docs         the documentation as a site in site/; a warning, a dead link or a dead anchor is an error
 #   make docs-serve   the same, at http://127.0.0.1:8000
@@ -62,8 +62,9 @@ test-matrix: $(INSTALLED)
 	@$(MAKE) --no-print-directory -k -j 2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) \
 	  $(addprefix on-,$(if $(AIRFLOW),$(patsubst airflow-lowest,lowest,$(AIRFLOW:%=airflow-%)),$(SETS)))
 
+# The lowest set is an Airflow 3.1.8, too.
 test-matrix-edges:
-	@$(MAKE) --no-print-directory test-matrix MATRIX_TESTS="$(MATRIX_EDGES)"
+	@$(MAKE) --no-print-directory test-matrix MATRIX_TESTS="$(MATRIX_EDGES)" SETS="airflow-3.2 lowest"
 
 on-%: .venv-matrix/%/.installed
 	.venv-matrix/$*/bin/python -m pytest -q $(MATRIX_TESTS) $(PYTEST_ARGS)
