@@ -142,7 +142,8 @@ def batch_table(batches: Iterable[Batch], screen: Screen, now: float) -> Table:
     table = Table(*columns.values(), box=box.SIMPLE_HEAD if bars else None, pad_edge=False)
     for batch in batches:
         counts = batch.request_counts
-        answered = f"{counts.completed + counts.failed:,}/{counts.total:,}"
+        # Some services never count, and none does before it has read the file.
+        answered = f"{counts.completed + counts.failed:,}/{counts.total:,}" if counts.total else ""
         left_s = time_left_s(batch, now)
         cells: Mapping[str, RenderableType] = {
             "batch": clean(batch.id),

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from tests.airflow.conftest import register
+from tests.airflow.test_examples import load
 from tests.databases import Database
+from tests.docs.pages import blocks
 from tests.transfers.rows import answered, written
 from tests.transfers.test_to_sql import letters, store
 
@@ -44,3 +47,25 @@ def test_what_is_no_vector_of_this_length_is_a_dead_letter_and_the_others_are_st
     assert "expected 3 dimensions, not 2" in reasons[0]
     assert "malformed vector literal" in reasons[1]
     assert "takes no NULL" in reasons[2]
+
+
+@pytest.mark.airflow
+@pytest.mark.usefixtures("connection")
+def test_the_dag_of_the_page_puts_embeddings_of_a_table_beside_it(
+    pgvector: Database, airflow_db: None, tmp_path: Path
+) -> None:
+    of_page = [block.code for block in blocks("docs/sources-and-sinks.md")]
+    [tables] = [code for code in of_page if "CREATE EXTENSION" in code]
+    [dag_file] = [code for code in of_page if "def embed_reviews" in code]
+    pgvector.run(*filter(str.strip, tables.split(";")))
+    pgvector.run("CREATE TABLE reviews (id INTEGER PRIMARY KEY, review TEXT)")
+    pgvector.run("INSERT INTO reviews VALUES (1, 'Fine.'), (2, 'Bad.')")
+    path = tmp_path / "embed_reviews.py"
+    path.write_text(dag_file)
+    dag = load(path)
+    dag.get_task("embed").poll_interval = 0.1  # type: ignore[attr-defined]
+    register(dag)
+    run = dag.test(run_conf={"outbox": str(tmp_path / "outbox")})
+    assert str(run.state) == "success"
+    query = "SELECT review_id, vector_dims(embedding) FROM review_vectors ORDER BY review_id"
+    assert pgvector.rows(query) == [(1, 256), (2, 256)]
