@@ -134,7 +134,20 @@ def finish(job: Job) -> dict[str, Any]:
         raise OpenAIBatchesError(
             f"{job.directory} has {ledger.rows:,} rows but {written:,} results. This is a defect; please report it."
         )
-    return _manifest(job, totals, results)
+    manifest = _manifest(job, totals, results)
+    _tell(manifest)
+    return manifest
+
+
+def _tell(manifest: Mapping[str, Any]) -> None:
+    """Say in the task's log what came of the rows: a job that may have failures is green with them."""
+    codes = ", ".join(f"{count:,} {code}" for code, count in manifest["by_error"].items())
+    log.log(
+        logging.WARNING if manifest["failed"] else logging.INFO,
+        f"Rows: {manifest['requests']:,}, succeeded: {manifest['succeeded']:,}, failed: {manifest['failed']:,}"
+        f"{f' ({codes})' if codes else ''}. Batches: {len(manifest['batch_ids']):,}. "
+        f"Results: {manifest['output_path']}/results",
+    )
 
 
 def spent(job: Job) -> float | None:

@@ -80,16 +80,22 @@ def open_job(operator: OpenAIBatchOperator, rows: Callable[[], Any], context: Co
     ti, store = context["ti"], task_state_store(context)
     directory = open_directory(_location(operator.output_path, "output_path"))
     settings = _settings(operator)
-    ledger = open_ledger(
-        directory,
-        Owner(ti.dag_id, ti.task_id, ti.run_id, -1 if ti.map_index is None else ti.map_index),
-        attempt=f"{ti.try_number}-{uuid.uuid4().hex}",
-        max_tries=ti.max_tries,
-        endpoint=operator.endpoint,
-        resuming=resuming,
-        began_at=(store.get(STORE_KEY) or {}).get("output_path") if store is not None else None,
-        replan=Replan(operator.replan),
-    )
+    try:
+        ledger = open_ledger(
+            directory,
+            Owner(ti.dag_id, ti.task_id, ti.run_id, -1 if ti.map_index is None else ti.map_index),
+            attempt=f"{ti.try_number}-{uuid.uuid4().hex}",
+            max_tries=ti.max_tries,
+            endpoint=operator.endpoint,
+            resuming=resuming,
+            began_at=(store.get(STORE_KEY) or {}).get("output_path") if store is not None else None,
+            replan=Replan(operator.replan),
+        )
+    except (PermissionError, NotADirectoryError) as error:
+        raise InvalidInputError(
+            "output_path",
+            f"{directory} cannot be read or made ({error}). Use a directory that all workers may write to.",
+        ) from error
     if store is not None and not resuming and not operator.plan_only:
         store.set(STORE_KEY, {"output_path": str(directory), "job_id": ledger.job_id})
     if operator.timeout is not None and ledger.deadline is None:

@@ -92,8 +92,20 @@ class OpenAIBatchResultsToSQLOperator(BaseOperator):
             self._written = Written(sql_place(engine, self.table), counts["stored"])
         finally:
             engine.dispose()
-        self.log.info("%s: %s", self.table, ", ".join(f"{rows:,} {what}" for what, rows in counts.items()))
+        self._tell(counts)
         return {"table": self.table, **counts}
+
+    def _tell(self, counts: Mapping[str, int]) -> None:
+        failed, refused = counts["failed"], counts["not_storable"]
+        if not failed and not refused:
+            self.log.info("%s: %s rows are stored.", self.table, f"{counts['stored']:,}")
+            return
+        letters = self.failed_table or self.failed_path
+        self.log.warning(
+            "%s: %s rows are stored; %s had no answer and %s could not be stored, which %s.",
+            *(self.table, f"{counts['stored']:,}", f"{failed:,}", f"{refused:,}"),
+            f"are in {letters}, with the reasons" if letters else "are left out",
+        )
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """Tell OpenLineage what was read and written."""

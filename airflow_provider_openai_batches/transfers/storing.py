@@ -97,7 +97,7 @@ class Storing:
         def give_up(row: Row, why_not: str) -> None:
             if self.letters is None and self.failed_path is None:
                 raise InvalidInputError(
-                    "columns",
+                    "results",
                     f"row {row['index']} ({shown(row['custom_id'])}) cannot be stored: {why_not}. With failed_table or "
                     "failed_path such rows would go there, and the others be stored.",
                 )

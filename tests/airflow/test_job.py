@@ -735,6 +735,25 @@ def test_parameter_that_cannot_work_is_refused_when_the_dag_is_parsed(parameter:
     assert repr(value) in str(error.value)
 
 
+def test_the_last_line_of_the_log_says_what_came_of_the_rows(
+    new_task: Callable[..., Task], emulator: Emulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    emulator.add_fault({"on": {"custom_id": "row-1"}, "do": {"outcome": "error", "code": "invalid_value"}, "times": 9})
+    with caplog.at_level(logging.WARNING):
+        new_task(max_failed=1).run()
+    told = "Rows: 3, succeeded: 2, failed: 1 (1 invalid_value). Batches: 1. "
+    assert f"{told}Results: {tmp_path}/results" in caplog.text
+
+
+def test_an_output_path_that_cannot_be_made_is_named_before_anything_is_sent(
+    new_task: Callable[..., Task], emulator: Emulator, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InvalidInputError, match=r"output_path: .*/file/labels cannot be read or made .* all workers"):
+        new_task(output_path=str(tmp_path / "file" / "labels")).run()
+    assert emulator.calls == []
+
+
 @pytest.mark.parametrize(
     ("parameter", "value"),
     [

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_openai_batches.api.errors import InvalidInputError
+from airflow_provider_openai_batches.api.errors import InvalidInputError, OpenAIBatchesError
 from airflow_provider_openai_batches.transfers.openai_batches_to_sql import OpenAIBatchResultsToSQLOperator
-from tests.databases import CONN_ID, Database
+from tests.databases import CONN_ID, Database, connect
 from tests.transfers.rows import answered, failed, written
 
 LABELS = "CREATE TABLE labels (review_id INTEGER PRIMARY KEY, label VARCHAR(20), note VARCHAR(20))"
@@ -52,6 +52,29 @@ def test_results_of_a_task_that_failed_are_found_by_their_path(database: Databas
         store(str(tmp_path / "other"))
     with pytest.raises(InvalidInputError, match=r"results: expected a job task's output \(job.output\)"):
         store(None)
+
+
+def test_a_database_that_cannot_be_opened_is_told_with_its_connection(
+    postgresql: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(postgresql, monkeypatch, schema="no_such_database")
+    with pytest.raises(
+        OpenAIBatchesError, match=f"the connection '{CONN_ID}' cannot be opened: .*no_such_database"
+    ) as told:
+        store(written(tmp_path, [answered(1)]))
+    assert told.value.transient
+
+
+def test_the_log_says_what_is_not_stored_and_where_it_is(
+    database: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database.run(LABELS)
+    manifest = written(tmp_path, [answered(1), answered(2, "x" * 30), failed(3)])
+    store(manifest, failed_table="letters")
+    told = (
+        "labels: 1 rows are stored; 1 had no answer and 1 could not be stored, which are in letters, with the reasons."
+    )
+    assert told in capsys.readouterr().out
 
 
 def test_several_columns_are_one_key(database: Database, tmp_path: Path) -> None:
