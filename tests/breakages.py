@@ -224,7 +224,7 @@ BREAKAGES = (
         "the answer cache knows services apart",
         "the service's address is no part of the key",
         "jobs/answer_cache.py",
-        'base_url.rstrip("/").encode() + b"\\n", ',
+        'settings.base_url.rstrip("/").encode() + b"\\n", ',
         "",
         ("tests/jobs/test_answer_cache.py", "-k", "service"),
     ),
