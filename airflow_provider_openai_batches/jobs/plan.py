@@ -102,12 +102,19 @@ def make_plan(job: Job) -> None:
     job.save()
     replaced.delete(job)
     size, tokens = (sum(getattr(shard.round, name) for shard in shards) for name in ("bytes", "tokens"))
-    cached = f", {ledger.cached_rows:,} by the answer cache" if ledger.cached_rows else ""
-    asked = f", {ledger.duplicate_rows:,} ask what an earlier row asks" if ledger.duplicate_rows else ""
-    log.info(
-        f"Planned {ledger.rows:,} rows: {ledger.kept_rows:,} are answered already{cached}{asked}, the rest goes into "
-        f"{len(shards):,} shard{'s' * (len(shards) != 1)} of {size:,} bytes and about {tokens:,} prompt tokens."
+    reused = {
+        "kept from the run before": ledger.kept_rows,
+        "from the answer cache": ledger.cached_rows,
+        "the same as an earlier row": ledger.duplicate_rows,
+    }
+    parts = [f"{count:,} {where}" for where, count in reused.items() if count]
+    parts.append(
+        f"{rows.rows - sum(reused.values()):,} to send, in {len(shards):,} shard{'s' * (len(shards) != 1)} of "
+        f"{size:,} bytes and about {tokens:,} prompt tokens"
+        if shards
+        else "nothing to send"
     )
+    log.info("Rows planned: %s; %s.", f"{ledger.rows:,}", "; ".join(parts))
 
 
 def split_shard(job: Job, shard: Shard) -> None:

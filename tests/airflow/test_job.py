@@ -735,12 +735,13 @@ def test_parameter_that_cannot_work_is_refused_when_the_dag_is_parsed(parameter:
     assert repr(value) in str(error.value)
 
 
-def test_the_last_line_of_the_log_says_what_came_of_the_rows(
+def test_the_log_says_what_is_sent_and_in_its_last_line_what_came_of_it(
     new_task: Callable[..., Task], emulator: Emulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     emulator.add_fault({"on": {"custom_id": "row-1"}, "do": {"outcome": "error", "code": "invalid_value"}, "times": 9})
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         new_task(max_failed=1).run()
+    assert "Rows planned: 3; 3 to send, in 1 shard of " in caplog.text
     told = "Rows: 3, succeeded: 2, failed: 1 (1 invalid_value). Batches: 1. "
     assert f"{told}Results: {tmp_path}/results" in caplog.text
 
