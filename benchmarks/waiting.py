@@ -67,8 +67,7 @@ def _head(load: float, triggers: int, poll_interval: float) -> str:
 Written by `make bench-waiting` on {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}: {machine()}; {versions()}.
 Other work gave the machine a load of {load:.1f} at the start.
 
-How to size a triggerer is in [the guide](guide.md#thousands-of-waiting-tasks); here is what that rests on. Times are the
-later the more a machine has to do besides.
+How to size a triggerer is in [the guide](guide.md#thousands-of-waiting-tasks); here is what that rests on.
 
 Each trigger waits for a batch of its own, {poll_interval:.0f} s between looks, {LATENCY_S * 1e3:.0f} ms a call.
 
