@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks.event_loop import MOST_CALLS, MOST_KB, MOST_LAG_MS, MOST_OWN_LAG_MS, compare_waiting
 from benchmarks.jobs import MOST_RATIO, MOST_RESUME_S, grow
 from benchmarks.machine import machine, versions
+from benchmarks.measuring import exit_code
 from benchmarks.rivals import MOST_CPU, MOST_MEMORY, compare
 
 ROOT = Path(__file__).parents[1]
@@ -40,9 +41,7 @@ def main() -> int:
     text = "\n".join([_head(f"make bench{arguments}"), *map(str, [*compared, *grown, *waiting])])
     DOCS.write_text(text, encoding="utf-8")
     print(text)
-    for limit in failed:
-        print(f"over the limit: {limit}", file=sys.stderr)
-    return int(bool(failed))
+    return exit_code(failed)
 
 
 def _head(command: str) -> str:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from benchmarks.lag import Lag, Sample, sampled
-from benchmarks.measuring import Table
+from benchmarks.measuring import Table, exit_code
 
 if TYPE_CHECKING:
     from tests.polling.world import World
@@ -251,9 +251,7 @@ def main() -> int:
         return 0
     tables, failed = measure_waiting((sys.executable, OURS, count) for count in given.batches)
     print(*tables, sep="\n")
-    for limit in failed:
-        print(f"over the limit: {limit}", file=sys.stderr)
-    return int(bool(failed))
+    return exit_code(failed)
 
 
 if __name__ == "__main__":

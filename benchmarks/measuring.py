@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +121,11 @@ class Table:
         ]
         rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
         return "\n".join([f"## {self.title}", "", lines[0], rule, *lines[1:], ""])
+
+
+def exit_code(failed: Iterable[str]) -> int:
+    """Say which limits were passed; return what the command ends with."""
+    over = list(failed)
+    for limit in over:
+        print(f"over the limit: {limit}", file=sys.stderr)
+    return int(bool(over))

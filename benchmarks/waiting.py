@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.event_loop import LATENCY_S, MOST_CALLS, MOST_KB, MOST_LAG_MS, MOST_OWN_LAG_MS, OURS, measure_waiting
 from benchmarks.machine import machine, versions
-from benchmarks.measuring import Table
+from benchmarks.measuring import Table, exit_code
 from benchmarks.triggerer import measure_triggerer
 
 DOCS = Path(__file__).parents[1] / "docs/waiting.md"
@@ -48,9 +48,7 @@ def main() -> int:
     if given.only is None:
         DOCS.write_text(text, encoding="utf-8")
     print(text)
-    for limit in failed:
-        print(f"over the limit: {limit}", file=sys.stderr)
-    return int(bool(failed))
+    return exit_code(failed)
 
 
 def _allow_files(files: int) -> None:

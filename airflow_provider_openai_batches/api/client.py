@@ -28,7 +28,6 @@ from airflow_provider_openai_batches.api.inputs import (
     check_expiry,
     check_id,
     check_metadata,
-    check_no_expiry,
 )
 from airflow_provider_openai_batches.api.listing import pages
 from airflow_provider_openai_batches.api.models import Batch, File
@@ -96,9 +95,8 @@ class BatchClient:
         :raises FileNotReadyError: the service does not get ready to use it
         """
         dialect = self.settings.dialect
-        if dialect.expiry_part is None:
-            check_no_expiry(expires_after, "expires_after", dialect.service)
-        expiry = check_expiry(expires_after, "expires_after", dialect.expiry_range_s) or {}
+        range_s = dialect.expiry_range_s if dialect.expiry_part else None
+        expiry = check_expiry(expires_after, "expires_after", range_s, dialect.service) or {}
 
         def attempt() -> File:
             answer = upload(
@@ -257,9 +255,8 @@ class BatchClient:
         }
         if pairs := dialect.metadata(check_metadata(metadata, reserved=len(own)) | own):
             body["metadata"] = pairs
-        if not dialect.has_output_expiry:
-            check_no_expiry(output_expires_after, "output_expires_after", dialect.service)
-        expiry = check_expiry(output_expires_after, "output_expires_after", dialect.expiry_range_s)
+        range_s = dialect.expiry_range_s if dialect.has_output_expiry else None
+        expiry = check_expiry(output_expires_after, "output_expires_after", range_s, dialect.service)
         if expiry:
             body["output_expires_after"] = expiry
         payload = msgspec.json.encode(body)

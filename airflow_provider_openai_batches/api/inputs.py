@@ -235,22 +235,23 @@ def check_metadata(metadata: Mapping[str, Any] | None, *, reserved: int = 0) -> 
     return dict(metadata)
 
 
-def check_no_expiry(value: object, param: str, service: str) -> None:
-    """Refuse an expiry where there is no such choice: a file would stay longer than its owner thinks."""
-    if value is not None:
-        raise InvalidInputError(param, f"{service} does not let files expire by choice. Leave it out, or delete them.")
-
-
 def check_expiry(
-    value: int | Mapping[str, Any] | None, param: str, range_s: tuple[int, int] = _EXPIRY_RANGE_S
+    value: int | Mapping[str, Any] | None,
+    param: str,
+    range_s: tuple[int, int] | None = _EXPIRY_RANGE_S,
+    service: str = "OpenAI",
 ) -> dict[str, Any] | None:
     """Return the API's expiry object for seconds after creation, or None for the service's default.
 
     :param value: seconds (3,600 to 2,592,000), or the API's ``{"anchor": "created_at", "seconds": n}``
     :param param: the parameter's name, for errors
+    :param range_s: seconds that may be chosen; None where there is no choice, and a file would stay for longer than its
+        owner thinks
     """
     if value is None:
         return None
+    if range_s is None:
+        raise InvalidInputError(param, f"{service} does not let files expire by choice. Leave it out, or delete them.")
     seconds = value.get("seconds") if isinstance(value, Mapping) else value
     if isinstance(value, Mapping) and value.get("anchor", "created_at") != "created_at":
         raise InvalidInputError(param, f"the API knows only the anchor 'created_at', got {shown(value['anchor'])}.")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import ObjectStoragePath, XComArg
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError
-from airflow_provider_openai_batches.api.inputs import check_expiry, check_no_expiry
+from airflow_provider_openai_batches.api.inputs import check_expiry
 from airflow_provider_openai_batches.compat import task_state_store
 
 if TYPE_CHECKING:
@@ -140,9 +140,8 @@ def _settings(operator: OpenAIBatchOperator) -> JobSettings:
             f"{dialect.service} takes at most {dialect.max_requests:,} requests in a batch, not "
             f"{operator.max_requests_per_batch:,}.",
         )
-    if dialect.expiry_part is None or not dialect.has_output_expiry:
-        check_no_expiry(operator.files_expire_after, "files_expire_after", dialect.service)
-    check_expiry(operator.files_expire_after, "files_expire_after", dialect.expiry_range_s)
+    range_s = dialect.expiry_range_s if dialect.expiry_part and dialect.has_output_expiry else None
+    check_expiry(operator.files_expire_after, "files_expire_after", range_s, dialect.service)
     cache = None
     if operator.answer_cache is not None:
         place = _location(operator.answer_cache, "answer_cache")
