@@ -6,6 +6,7 @@
 #   make test         every test
 #   make test-matrix  the tests that hold on every Airflow, on 3.1, 3.2 and the lowest dependencies; AIRFLOW=3.1 for one
 #   make test-matrix-edges  the part of them that CI runs: where the package meets Airflow, on 3.2 and the lowest
+#   make test-google  jobs on Google Cloud Storage, in an Airflow that has Google's provider
 #   make test-distributed  the promises in an Airflow on Celery, PostgreSQL, Redis and S3 while its parts are killed
 #   make docs         the documentation as a site in site/; a warning, a dead link or a dead anchor is an error
 #   make docs-serve   the same, at http://127.0.0.1:8000
@@ -39,7 +40,7 @@ MATRIX_EDGES := $(addprefix tests/,airflow/test_dags.py airflow/test_decorator.p
   airflow/test_sensor.py api/test_batches.py api/test_create.py jobs/test_directory.py jobs/test_engine.py \
   plugin/test_authorization.py plugin/test_batches.py polling/test_trigger.py polling/test_triggerer.py)
 
-.PHONY: help demo demo-local airflow test test-matrix test-matrix-edges test-distributed docs docs-serve lint check build release-check bench bench-import bench-waiting bench-faults soak constraints constraints-matrix install install-distributed clean
+.PHONY: help demo demo-local airflow test test-matrix test-matrix-edges test-google test-distributed docs docs-serve lint check build release-check bench bench-import bench-waiting bench-faults soak constraints constraints-matrix install install-distributed clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -65,6 +66,10 @@ test-matrix: $(INSTALLED)
 # The lowest set is an Airflow 3.1.8, too.
 test-matrix-edges:
 	@$(MAKE) --no-print-directory test-matrix MATRIX_TESTS="$(MATRIX_EDGES)" SETS="airflow-3.2 lowest"
+
+# Of the newest Airflow, too.
+test-google: .venv-matrix/google/.installed
+	.venv-matrix/google/bin/python -m pytest -q tests/system/together/test_stores.py $(PYTEST_ARGS)
 
 on-%: .venv-matrix/%/.installed
 	.venv-matrix/$*/bin/python -m pytest -q $(MATRIX_TESTS) $(PYTEST_ARGS)
@@ -134,7 +139,7 @@ $(MODEL): demo/local_model.txt | $(DEMO_INSTALLED)
 .venv-matrix/%/.installed: constraints/%.txt pyproject.toml $(INSTALLED)
 	$(PY) -m uv venv -q --clear --python $(PY) .venv-matrix/$*
 	$(PY) -m uv pip install -q --python .venv-matrix/$* -c constraints/$*.txt -e '.[emulator,parquet,pandas,polars]' \
-	  --group pyproject.toml:test
+	  --group pyproject.toml:$(if $(filter google,$*),google,test)
 	@touch $@
 
 $(INSTALLED): $(DEMO_INSTALLED)

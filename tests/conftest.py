@@ -15,6 +15,7 @@ from airflow_provider_openai_batches.testing.connection import API_KEY
 
 if TYPE_CHECKING:
     from airflow_provider_openai_batches.emulator import Emulator
+    from tests.stores import Bucket
 
 # How long an example takes says how busy the machine is.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -46,6 +47,31 @@ def emulator() -> Iterator[Emulator]:
 
     with Emulator(speed=0, api_key=API_KEY) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
+    yield from _bucket("s3", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def gs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
+    yield from _bucket("gs", tmp_path_factory)
+
+
+@pytest.fixture(params=["s3", "gs"])
+def bucket(request: pytest.FixtureRequest) -> Bucket:
+    """A bucket of each kind, one for all tests: Airflow keeps the way to it for as long as the process lasts."""
+    found: Bucket = request.getfixturevalue(request.param)
+    return found
+
+
+def _bucket(scheme: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
+    from tests.stores import local_bucket  # needs Airflow
+
+    with local_bucket(scheme, tmp_path_factory.mktemp("stores")) as bucket:
+        bucket.lead_airflow()
+        yield bucket
 
 
 @pytest.fixture

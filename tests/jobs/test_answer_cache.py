@@ -29,6 +29,7 @@ from airflow_provider_openai_batches.jobs.structured import OutputSchema
 from tests.conftest import API_KEY
 from tests.jobs.doomed import killed
 from tests.jobs.world import World
+from tests.stores import Bucket
 
 NewWorld = Callable[..., World]
 DAY_S = 86_400.0
@@ -412,9 +413,9 @@ def test_writers_at_once_disturb_each_other_at_no_boundary(
     raise AssertionError("a writer has less to do than that")
 
 
-def test_cache_on_object_storage_holds_the_same_promise(new_world: NewWorld, s3: str) -> None:
+def test_cache_on_object_storage_holds_the_same_promise(new_world: NewWorld, bucket: Bucket) -> None:
     for expected in (0, 25):
-        cache = AnswerCache.at(f"{s3}/{uuid.UUID(int=0)}/cache", 30 * DAY_S)
+        cache = AnswerCache.at(f"{bucket.uri}/{uuid.UUID(int=0)}/cache", 30 * DAY_S)
         world = new_world(answer_cache=cache)
         outcome = world.run()
         world.check_results(outcome)

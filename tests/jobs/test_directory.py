@@ -1,4 +1,4 @@
-"""A job's directory keeps its promises on local disk and on S3."""
+"""A job's directory keeps its promises on local disk, on S3 and on GCS."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from tests.jobs.world import World
 NewWorld = Callable[..., World]
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", "s3", "gs"])
 def location(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
     """A place that is not there yet."""
     if request.param == "local":
         return tmp_path / "a" / "b"
-    return f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}/b"
+    return f"{request.getfixturevalue(request.param).uri}/{uuid.uuid4().hex}/b"
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from demo.openai_server import EXAMPLE_PRICES, OpenAIServer, start_emulator
 from demo.processes import Processes
 from tests.conftest import API_KEY
 from tests.identity import Identity
+from tests.stores import GCS_ENVIRONMENT
 
 TOKEN = "token-of-this-machine-0123456789"
 FOLDERS = {"examples": DAGS_FOLDER, "tests": Path(__file__).with_name("dags")}
@@ -68,6 +69,7 @@ def airflow(
         "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "6",
         "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
         **identity.environment,
+        **GCS_ENVIRONMENT,
         # Of all the identities that the tests' own user may have.
         "AZURE_TOKEN_CREDENTIALS": "ManagedIdentityCredential",
     }

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 
 from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.emulator.dialects import DIALECTS
 from airflow_provider_openai_batches.testing import faults
 from demo.airflow import Airflow
-from demo.processes import HOST, Processes, claim_port, local_environment
 from tests.conftest import API_KEY
 from tests.databases import Database, mariadb_database, sqlite_database
+from tests.stores import Bucket, local_bucket
 from tests.system.conftest import TOKEN
-from tests.system.together.bucket import Bucket
 from tests.system.together.run import Run
 
 Start = Callable[..., Run]
@@ -29,6 +26,8 @@ Start = Callable[..., Run]
 # The first has the longest way.
 BEGIN = ["slow", "with_cache", "from_bucket", "sinks", "at_service", "with_identity"]
 SERVICES = [name for name in DIALECTS if name != "openai"]
+# Google's provider brings a hundred packages, so only the venv of `make test-google` has it.
+STORES = ["s3", "gs"] if find_spec("airflow.providers.google") else ["s3"]
 STREAMING = ["doubleword"]
 WITH_IDENTITY = ["azure"]
 TICKETS = [f"ticket-{number}" for number in range(25)]
@@ -101,45 +100,38 @@ def with_identity(start: Start, directory: Path) -> dict[str, Run]:
 
 
 @pytest.fixture(scope="package")
-def s3(airflow: Airflow) -> Iterator[Bucket]:
-    """An empty bucket of a local S3 server, behind the connection `our_s3`."""
-    try:
-        for module in ("airflow.providers.amazon", "s3fs", "moto.server"):
-            __import__(module)
-    except ImportError as error:
-        if os.environ.get("CI_REQUIRE_SERVICES") == "1":
-            pytest.fail(f"S3 cannot be tested: {error}")
-        pytest.skip(f"S3 cannot be tested: {error}")
-    url = f"http://{HOST}:{claim_port(None, '')}"
-    argv = [sys.executable, "-m", "moto.server", "-H", HOST, "-p", url.rpartition(":")[2]]
-    with Processes(airflow.processes.log_dir / "s3", grace_s=0) as processes:
-        processes.start("s3", argv, env=local_environment({}))
-        processes.wait_for(lambda: _answers(url), timeout_s=60, what="the S3 server")
-        bucket = Bucket.create(url)
-        airflow.api("POST", "/connections", bucket.connection)
-        yield bucket
-
-
-def _answers(url: str) -> bool:
-    try:
-        return requests.get(f"{url}/moto-api/", timeout=60).ok
-    except requests.ConnectionError:
-        return False
+def buckets(airflow: Airflow) -> Iterator[dict[str, Bucket]]:
+    """An empty bucket of each store, behind a connection."""
+    with contextlib.ExitStack() as stack:
+        found = {name: stack.enter_context(local_bucket(name, airflow.processes.log_dir)) for name in STORES}
+        for bucket in found.values():
+            airflow.api("POST", "/connections", {"connection_id": bucket.conn_id, **bucket.connection})
+        yield found
 
 
 @pytest.fixture(scope="package")
-def from_bucket(start: Start, s3: Bucket) -> Run:
-    """A run whose rows are in the bucket, and whose results go there."""
+def from_bucket(start: Start, buckets: dict[str, Bucket]) -> dict[str, Run]:
+    """A run for each store, whose rows are in its bucket, and whose results go there."""
     rows = [{"custom_id": name, "prompt": f"What is {name}?"} for name in TICKETS]
-    source = s3.put("in/rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
-    return start("on_s3", "from_bucket", {"source": source, "results": f"{s3.uri}/out"})
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    return {
+        name: start(
+            "in_bucket",
+            f"from_{name}",
+            {"source": bucket.put("in/rows.jsonl", lines), "results": f"{bucket.uri}/out"},
+        )
+        for name, bucket in buckets.items()
+    }
 
 
 @pytest.fixture(scope="package")
-def with_cache(start: Start, s3: Bucket) -> Run:
-    """A run whose job and answer cache are in the bucket; two rows of its batch fail in a way that may pass."""
+def with_cache(start: Start, buckets: dict[str, Bucket]) -> dict[str, Run]:
+    """A run for each store, whose job and answer cache are there; two rows of its batch fail in a way that may pass."""
     passing = [faults.row_fails(f"row-{number}", 500) for number in (3, 7)]
-    return start("reuse", "with_cache", {"directory": f"{s3.uri}/reuse"}, faults=passing)
+    return {
+        name: start("reuse", f"with_cache_in_{name}", {"directory": f"{bucket.uri}/reuse"}, faults=passing)
+        for name, bucket in buckets.items()
+    }
 
 
 @pytest.fixture(scope="package")

@@ -14,7 +14,7 @@ PARAMS = {name: Param("", type="string") for name in ("source", "results", "conn
 
 
 @dag(schedule=None, params=PARAMS)
-def on_s3() -> None:
+def in_bucket() -> None:
     job = OpenAIBatchOperator(
         task_id="label",
         requests="{{ params.source }}",
@@ -34,4 +34,4 @@ def on_s3() -> None:
     count(job.output)
 
 
-on_s3()
+in_bucket()
