@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import threading
 from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import conf
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +34,25 @@ def read_metadata_database() -> None:
     Has to be called before the first connection is read.
     """
     os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
+
+
+@functools.cache
+def let_metrics_out() -> None:
+    """Let the metrics of this process be sent, as a task's are. To be called in a triggerer, before the first.
+
+    Airflow 3.2 and 3.3 set up what providers count with where a task runs. In another process it drops what it is
+    given, unless something happens to be imported that sets it up (https://github.com/apache/airflow/issues/69172).
+    """
+    try:
+        from airflow.sdk.observability import stats
+        from airflow.sdk.observability.metrics import stats_utils
+    except ImportError:
+        return
+    if hasattr(stats, "initialize"):
+        legacy_names = conf.getboolean("metrics", "legacy_names_on")
+        stats.initialize(factory=stats_utils.get_stats_factory(), export_legacy_names=legacy_names)
+    else:
+        stats.Stats.initialize(factory=stats_utils.get_stats_factory(stats.Stats))  # type: ignore[call-arg]
 
 
 async def task_state(trigger: BaseTrigger) -> str | None:

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 from airflow.providers.common.compat.sdk import Stats
 
 from airflow_provider_openai_batches.api.models import Batch, BatchStatus
+from airflow_provider_openai_batches.compat import let_metrics_out
 
 _PLACE = ("dag_id", "conn_id", "endpoint", "model")
 _LONGEST_TAG = 100
@@ -91,6 +92,7 @@ def polled(conn_id: str, calls: int, failures: Iterable[Exception]) -> None:
     :param calls: how many were made, whatever came of them
     :param failures: the errors of those that failed, one for each
     """
+    let_metrics_out()
     _count(POLL_CALLS, calls, conn_id=conn_id)
     for error, failed in Counter(type(failure).__name__ for failure in failures).items():
         _count(POLL_ERRORS, failed, conn_id=conn_id, error=error)

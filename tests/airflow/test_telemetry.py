@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -77,8 +79,8 @@ class Received:
 
 
 @pytest.fixture
-def statsd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Received]:
-    """A StatsD server, and this process told of it as a worker's would be."""
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Received]:
+    """A StatsD server that Airflow's configuration names."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
         server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
@@ -90,8 +92,14 @@ def statsd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Received]:
         }.items():
             monkeypatch.setenv(f"AIRFLOW__METRICS__{name}", value)
         assert conf.getboolean("metrics", "statsd_on")
-        start_stats()
         yield Received(server)
+
+
+@pytest.fixture
+def statsd(server: Received, monkeypatch: pytest.MonkeyPatch) -> Iterator[Received]:
+    """The same, and this process has been told of it as a worker's would be."""
+    start_stats()
+    yield server
     monkeypatch.undo()
     start_stats()
 
@@ -319,6 +327,17 @@ def test_a_call_that_fails_for_all_waiters_is_one_error(
     emulator.add_fault({"on": {"method": "GET", "path": "/v1/batches/*"}, "do": {"status": 429}})
     job(attempts, run_trigger, requests=["a"], output_path=str(tmp_path))
     assert statsd.read().amount("poll_errors", error="RateLimitError") == statsd.amount("poll_errors") == 1
+
+
+def test_a_process_that_runs_no_task_sends_what_it_counts_too(server: Received) -> None:
+    code = (
+        "from airflow_provider_openai_batches.telemetry import polled\n"
+        "polled('team', 2, [])\n"
+        "polled('team', 3, [TimeoutError()])"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert server.read().amount("poll_calls", conn_id="team") == 5
+    assert server.amount("poll_errors", error="TimeoutError") == 1
 
 
 def test_no_text_of_others_breaks_a_line(statsd: Received) -> None:

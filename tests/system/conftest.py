@@ -13,6 +13,7 @@ from demo.__main__ import DAGS_FOLDER
 from demo.airflow import Airflow
 from demo.openai_server import EXAMPLE_PRICES, OpenAIServer, start_emulator
 from demo.processes import Processes
+from tests.collector import Collector
 from tests.conftest import API_KEY
 from tests.identity import Identity
 from tests.stores import GCS_ENVIRONMENT
@@ -54,8 +55,20 @@ def identity() -> Iterator[Identity]:
 
 
 @pytest.fixture(scope="package")
+def collector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collector]:
+    """Where Airflow sends its telemetry."""
+    with Collector(tmp_path_factory.mktemp("lineage") / "events.jsonl") as collector:
+        yield collector
+
+
+@pytest.fixture(scope="package")
 def airflow(
-    processes: Processes, emulator: OpenAIServer, service: Emulator, identity: Identity, workspace: Path
+    processes: Processes,
+    emulator: OpenAIServer,
+    service: Emulator,
+    identity: Identity,
+    collector: Collector,
+    workspace: Path,
 ) -> Airflow:
     """An Airflow with all example DAGs, whose connection leads to `emulator`, and those of the tests."""
     local = "airflow.dag_processing.bundles.local.LocalDagBundle"
@@ -69,6 +82,7 @@ def airflow(
         "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "6",
         "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
         **identity.environment,
+        **collector.environment,
         **GCS_ENVIRONMENT,
         # Of all the identities that the tests' own user may have.
         "AZURE_TOKEN_CREDENTIALS": "ManagedIdentityCredential",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from airflow.providers.openlineage.utils.selective_enable import enable_lineage
 from airflow.sdk import Param, dag, task
 
 from airflow_provider_openai_batches.operators.openai_batches import OpenAIBatchOperator
@@ -34,4 +35,4 @@ def in_bucket() -> None:
     count(job.output)
 
 
-in_bucket()
+enable_lineage(in_bucket())

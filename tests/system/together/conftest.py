@@ -30,6 +30,7 @@ SERVICES = [name for name in DIALECTS if name != "openai"]
 STORES = ["s3", "gs"] if find_spec("airflow.providers.google") else ["s3"]
 STREAMING = ["doubleword"]
 WITH_IDENTITY = ["azure"]
+PRICES = {"gpt-4o-mini": {"input": 10.0, "output": 20.0}}
 TICKETS = [f"ticket-{number}" for number in range(25)]
 REVIEWED = {number: f"2026-11-{19 + number // 4}" for number in range(12)}
 REFUSED = 5
@@ -54,7 +55,7 @@ def start(airflow: Airflow) -> Iterator[Start]:
     with contextlib.ExitStack() as stack:
 
         def start(
-            dag_id: str, conn_id: str, params: dict[str, str], extra: dict[str, str] | None = None, **options: Any
+            dag_id: str, conn_id: str, params: dict[str, str], extra: dict[str, Any] | None = None, **options: Any
         ) -> Run:
             usual = {"api_key": API_KEY, "speed": 1, "batch_seconds": 2, "keep_requests": True}
             service = stack.enter_context(Emulator(**usual | options))
@@ -126,10 +127,14 @@ def from_bucket(start: Start, buckets: dict[str, Bucket]) -> dict[str, Run]:
 
 @pytest.fixture(scope="package")
 def with_cache(start: Start, buckets: dict[str, Bucket]) -> dict[str, Run]:
-    """A run for each store, whose job and answer cache are there; two rows of its batch fail in a way that may pass."""
+    """A run for each store, whose job and answer cache are there; two rows of its batch fail in a way that may pass.
+
+    The batch takes long enough to be looked at while the task is deferred.
+    """
     passing = [faults.row_fails(f"row-{number}", 500) for number in (3, 7)]
+    options: dict[str, Any] = {"faults": passing, "extra": {"prices": PRICES}, "batch_seconds": 8}
     return {
-        name: start("reuse", f"with_cache_in_{name}", {"directory": f"{bucket.uri}/reuse"}, faults=passing)
+        name: start("reuse", f"with_cache_in_{name}", {"directory": f"{bucket.uri}/reuse"}, **options)
         for name, bucket in buckets.items()
     }
 

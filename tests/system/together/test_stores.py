@@ -6,11 +6,12 @@ import pytest
 
 from tests.stores import Bucket
 from tests.system.dags.reuse import QUESTIONS, ROWS
-from tests.system.together.conftest import STORES, TICKETS
+from tests.system.together.conftest import PRICES, STORES, TICKETS
 from tests.system.together.run import Run
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
+[PRICE] = PRICES.values()
 CHAT = ("POST", "/v1/chat/completions")
 
 
@@ -41,6 +42,9 @@ def test_a_second_run_buys_nothing_and_the_first_finishes_its_last_rows_without_
     assert (manifest["requests"], manifest["succeeded"]) == (ROWS, ROWS)
     assert (manifest["direct"]["requests"], manifest["reused"]["duplicates"]) == (2, ROWS - QUESTIONS)
     assert (len(run.service.batches()), run.service.count(*CHAT)) == (1, 2)
+    whole, direct = (costs(usage) for usage in (manifest["usage"], manifest["direct"]["usage"]))
+    assert manifest["direct"]["cost"] == pytest.approx(2 * direct)
+    assert manifest["cost"] == pytest.approx(whole + direct), "a call without a batch costs twice as much"
     rows = bucket.results(manifest)
     assert [row["custom_id"] for row in rows] == [f"row-{n}" for n in range(ROWS)]
     assert [row["output"] for row in rows[QUESTIONS:]] == [row["output"] for row in rows[: ROWS - QUESTIONS]]
@@ -52,3 +56,8 @@ def test_a_second_run_buys_nothing_and_the_first_finishes_its_last_rows_without_
     assert again["output_path"] != manifest["output_path"]
     assert [row["output"] for row in bucket.results(again)] == [row["output"] for row in rows]
     assert (len(run.service.batches()), run.service.count(*CHAT)) == (1, 2)
+
+
+def costs(usage: dict[str, int]) -> float:
+    """Return what tokens cost in a batch."""
+    return (usage["input_tokens"] * PRICE["input"] + usage["output_tokens"] * PRICE["output"]) / 1_000_000
