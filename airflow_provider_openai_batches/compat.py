@@ -9,8 +9,6 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import conf
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -43,6 +41,8 @@ def let_metrics_out() -> None:
     Airflow 3.2 and 3.3 set up what providers count with where a task runs. In another process it drops what it is
     given, unless something happens to be imported that sets it up (https://github.com/apache/airflow/issues/69172).
     """
+    from airflow.providers.common.compat.sdk import conf
+
     try:
         from airflow.sdk.observability import stats
         from airflow.sdk.observability.metrics import stats_utils

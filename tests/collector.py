@@ -17,10 +17,12 @@ class Span(NamedTuple):
     """A span that ended.
 
     :param parent: the name of its parent; None if that has not arrived
+    :param trace: id of what all spans of a DAG run have in common
     """
 
     name: str
     parent: str | None
+    trace: bytes
 
 
 class Collector:
@@ -92,7 +94,7 @@ class Collector:
         """List the spans that have arrived."""
         there = list(self._spans)
         names = {span.span_id: span.name for span in there}
-        return [Span(span.name, names.get(span.parent_span_id)) for span in there]
+        return [Span(span.name, names.get(span.parent_span_id), span.trace_id) for span in there]
 
     def lineage(self, job: str) -> list[dict[str, Any]]:
         """List the events of a DAG or task.
