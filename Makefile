@@ -33,12 +33,14 @@ RIVALS := .venv-rivals/.installed
 MODEL := .venv-model/.installed
 # A set of dependencies is a file in constraints/ and has a venv of its own.
 SETS := airflow-3.1 airflow-3.2 lowest
-# All that need no server, no browser and no other service: those are for one Airflow.
-MATRIX_TESTS ?= $(wildcard $(addprefix tests/,airflow api cli dialects emulator jobs plugin polling properties testing))
+# All that need no browser and no database; a real Airflow among them.
+MATRIX_TESTS ?= $(wildcard $(addprefix tests/,airflow api cli dialects emulator jobs plugin polling properties system testing))
 # Where the package meets Airflow: DAG runs, the hook, a triggerer, the plugin's routes; and the client and a job below.
+# In a real Airflow: jobs whose parts are killed, and a job on S3 with its cache, costs and telemetry.
 MATRIX_EDGES := $(addprefix tests/,airflow/test_dags.py airflow/test_decorator.py airflow/test_hook.py airflow/test_job.py \
   airflow/test_sensor.py api/test_batches.py api/test_create.py jobs/test_directory.py jobs/test_engine.py \
-  plugin/test_authorization.py plugin/test_batches.py polling/test_trigger.py polling/test_triggerer.py)
+  plugin/test_authorization.py plugin/test_batches.py polling/test_trigger.py polling/test_triggerer.py \
+  system/test_job_in_airflow.py system/together/test_stores.py system/together/test_telemetry.py)
 
 .PHONY: help demo demo-local airflow test test-matrix test-matrix-edges test-google test-distributed docs docs-serve lint check build release-check bench bench-import bench-waiting bench-faults soak constraints constraints-matrix install install-distributed clean
 

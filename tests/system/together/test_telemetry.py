@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 
 from airflow_provider_openai_batches.api.tracing import SPANS
@@ -14,7 +16,7 @@ from tests.system.together.run import Run
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
-STORE = STORES[0]
+[STORE] = STORES
 
 
 def test_metrics_of_a_job_arrive(airflow: Airflow, with_cache: dict[str, Run], collector: Collector) -> None:
@@ -42,6 +44,9 @@ def test_calls_of_a_job_are_spans_of_its_task(
     airflow: Airflow, with_cache: dict[str, Run], collector: Collector
 ) -> None:
     with_cache[STORE].finish()
+
+    if not find_spec("airflow.sdk.observability"):
+        pytest.skip("this Airflow traces no tasks (3.1)")
 
     def parents() -> dict[str, set[str | None]]:
         spans = collector.spans()
