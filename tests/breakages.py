@@ -111,7 +111,7 @@ BREAKAGES = (
     Breakage(
         "one owner",
         "an attempt that has lost the job goes on writing",
-        "jobs/ledger.py",
+        "jobs/ownership.py",
         "    newest = _newest(directory)\n    if newest <= ledger.number:\n        return\n",
         "    newest = _newest(directory)\n    return\n",
         BUYING,

@@ -21,8 +21,9 @@ from airflow_provider_openai_batches.api.models import BatchStatus, Usage
 from airflow_provider_openai_batches.api.tracing import traced
 from airflow_provider_openai_batches.jobs.classify import STOPPED
 from airflow_provider_openai_batches.jobs.finish import spent
-from airflow_provider_openai_batches.jobs.ledger import Round, Shard, check_owns
+from airflow_provider_openai_batches.jobs.ledger import Round, Shard
 from airflow_provider_openai_batches.jobs.lines import parse_line
+from airflow_provider_openai_batches.jobs.ownership import check_owns
 from airflow_provider_openai_batches.jobs.pricing import NORMAL_RATE, cost, most_output_tokens, usd_text
 from airflow_provider_openai_batches.jobs.sending import (
     Meaning,

@@ -32,15 +32,8 @@ from airflow_provider_openai_batches.jobs.direct import finish_directly, holds_b
 from airflow_provider_openai_batches.jobs.directory import JobDirectory
 from airflow_provider_openai_batches.jobs.finish import estimate, finish
 from airflow_provider_openai_batches.jobs.landing import AnswersGoneError, land, lost, review
-from airflow_provider_openai_batches.jobs.ledger import (
-    Ledger,
-    LedgerError,
-    Refusal,
-    Shard,
-    begin_generation,
-    owns,
-    save_ledger,
-)
+from airflow_provider_openai_batches.jobs.ledger import Ledger, LedgerError, Refusal, Shard, begin_generation
+from airflow_provider_openai_batches.jobs.ownership import owns, save_ledger
 from airflow_provider_openai_batches.jobs.plan import JobSettings, make_plan
 from airflow_provider_openai_batches.jobs.purchase import buy, cancel_twins
 from airflow_provider_openai_batches.jobs.queue import RequestTooLargeError, admitted, has_slot, release

@@ -16,7 +16,8 @@ from airflow_provider_openai_batches.api.models import Usage
 from airflow_provider_openai_batches.jobs.classify import Retry, RowFailure, RowStatus
 from airflow_provider_openai_batches.jobs.duplicates import duplicates_file, with_duplicates
 from airflow_provider_openai_batches.jobs.kept import kept_file, kept_rows
-from airflow_provider_openai_batches.jobs.ledger import Ledger, Shard, check_owns
+from airflow_provider_openai_batches.jobs.ledger import Ledger, Shard
+from airflow_provider_openai_batches.jobs.ownership import check_owns
 from airflow_provider_openai_batches.jobs.parts import in_order, output_column, write_parts
 from airflow_provider_openai_batches.jobs.pricing import NORMAL_RATE, Price, cost, usd_text
 from airflow_provider_openai_batches.jobs.results import ResultRow, ShardReport, ShardReview

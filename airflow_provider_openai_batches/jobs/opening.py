@@ -8,18 +8,14 @@ from enum import StrEnum
 
 from airflow_provider_openai_batches.jobs.directory import JobDirectory
 from airflow_provider_openai_batches.jobs.ledger import (
-    LEDGER,
     Ledger,
     LedgerError,
     Owner,
     begin_generation,
-    claim_attempt,
     drop_generation,
-    give_back,
-    load_ledger,
     new_ledger,
-    take_over,
 )
+from airflow_provider_openai_batches.jobs.ownership import LEDGER, claim_attempt, give_back, load_ledger, take_over
 
 log = logging.getLogger(__name__)
 

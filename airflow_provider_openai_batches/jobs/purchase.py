@@ -13,7 +13,7 @@ of the first, waits until it can no longer be used, and looks for what came of i
 frozen for minutes between its last look at the clock and its POST. :func:`cancel_twins` looks for that at the end.
 
 This holds for attempts that share a plan. They do: an attempt saves its plan before it buys, and its intent before it
-sends, and a save that succeeds is what every later attempt begins with (see :mod:`~.ledger`).
+sends, and a save that succeeds is what every later attempt begins with (see :mod:`~.ownership`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import msgspec
 
 from airflow_provider_openai_batches.api.errors import OpenAIBatchesError, QueueFullError
 from airflow_provider_openai_batches.api.models import Batch, BatchStatus
-from airflow_provider_openai_batches.jobs.ledger import Ledger, Shard, check_owns
+from airflow_provider_openai_batches.jobs.ledger import Ledger, Shard
+from airflow_provider_openai_batches.jobs.ownership import check_owns
 from airflow_provider_openai_batches.jobs.queue import MODEL_KEY, TOKENS_KEY, refused_as_full
 
 if TYPE_CHECKING:

@@ -32,7 +32,8 @@ from airflow_provider_openai_batches.api.errors import APIStatusError, OpenAIBat
 from airflow_provider_openai_batches.api.session import longest_call_s
 from airflow_provider_openai_batches.api.settings import ClientSettings
 from airflow_provider_openai_batches.jobs.changes import body_of
-from airflow_provider_openai_batches.jobs.ledger import LedgerError, Shard, check_owns
+from airflow_provider_openai_batches.jobs.ledger import LedgerError, Shard
+from airflow_provider_openai_batches.jobs.ownership import check_owns
 from airflow_provider_openai_batches.jobs.purchase import Claim
 
 if TYPE_CHECKING:

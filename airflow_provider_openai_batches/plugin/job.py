@@ -14,7 +14,8 @@ from fastapi import APIRouter
 from airflow_provider_openai_batches.api.errors import OpenAIBatchesError
 from airflow_provider_openai_batches.api.models import TERMINAL_STATUSES, Batch, RequestCounts, Usage
 from airflow_provider_openai_batches.jobs.directory import open_directory
-from airflow_provider_openai_batches.jobs.ledger import Ledger, LedgerError, Owner, Round, Shard, load_ledger
+from airflow_provider_openai_batches.jobs.ledger import Ledger, LedgerError, Owner, Round, Shard
+from airflow_provider_openai_batches.jobs.ownership import load_ledger
 from airflow_provider_openai_batches.jobs.pricing import Price
 from airflow_provider_openai_batches.operators.opening import STORE_KEY
 from airflow_provider_openai_batches.plugin import database

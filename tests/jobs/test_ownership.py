@@ -14,19 +14,8 @@ import pytest
 
 from airflow_provider_openai_batches.jobs.directory import open_directory
 from airflow_provider_openai_batches.jobs.engine import Waiting, advance
-from airflow_provider_openai_batches.jobs.ledger import (
-    ATTEMPTS,
-    LEDGER,
-    VERSION,
-    Ledger,
-    LedgerError,
-    Owner,
-    Refusal,
-    Round,
-    Shard,
-    load_ledger,
-    save_ledger,
-)
+from airflow_provider_openai_batches.jobs.ledger import VERSION, Ledger, LedgerError, Owner, Refusal, Round, Shard
+from airflow_provider_openai_batches.jobs.ownership import ATTEMPTS, LEDGER, load_ledger, save_ledger
 from airflow_provider_openai_batches.jobs.purchase import JOB_KEY
 from tests.jobs.world import World
 

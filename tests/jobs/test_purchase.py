@@ -23,7 +23,8 @@ from airflow_provider_openai_batches.jobs.engine import (
     advance,
     cancel,
 )
-from airflow_provider_openai_batches.jobs.ledger import LedgerError, Round, Shard, save_ledger
+from airflow_provider_openai_batches.jobs.ledger import LedgerError, Round, Shard
+from airflow_provider_openai_batches.jobs.ownership import save_ledger
 from airflow_provider_openai_batches.jobs.purchase import (
     CLAIM_LEASE_S,
     FOREIGN_CLAIM_SETTLES_S,

@@ -9,7 +9,8 @@ import pytest
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError
 from airflow_provider_openai_batches.jobs.engine import ShardRefusedError, Stopped, Waiting, advance
-from airflow_provider_openai_batches.jobs.ledger import LEDGER, VERSION, LedgerError, Owner
+from airflow_provider_openai_batches.jobs.ledger import VERSION, LedgerError, Owner
+from airflow_provider_openai_batches.jobs.ownership import LEDGER
 from airflow_provider_openai_batches.jobs.parts import read_results
 from tests.jobs.world import BATCH_S, World
 

@@ -22,8 +22,9 @@ from airflow_provider_openai_batches.api.settings import ClientSettings
 from airflow_provider_openai_batches.jobs.classify import RetryLimits
 from airflow_provider_openai_batches.jobs.directory import JobDirectory, open_directory
 from airflow_provider_openai_batches.jobs.engine import Finished, Job, Stopped, Waiting, advance
-from airflow_provider_openai_batches.jobs.ledger import LEDGER, Ledger, Owner, load_ledger
+from airflow_provider_openai_batches.jobs.ledger import Ledger, Owner
 from airflow_provider_openai_batches.jobs.opening import Replan, open_ledger
+from airflow_provider_openai_batches.jobs.ownership import LEDGER, load_ledger
 from airflow_provider_openai_batches.jobs.parts import read_results
 from airflow_provider_openai_batches.jobs.plan import JobSettings
 from airflow_provider_openai_batches.jobs.purchase import JOB_KEY, ROUND_KEY, SHARD_KEY

@@ -10,7 +10,8 @@ from typing import Any
 
 from airflow_provider_openai_batches.api.errors import OpenAIBatchesError
 from airflow_provider_openai_batches.jobs.engine import Finished, Job, Stopped, Waiting, advance
-from airflow_provider_openai_batches.jobs.ledger import LedgerError, owns
+from airflow_provider_openai_batches.jobs.ledger import LedgerError
+from airflow_provider_openai_batches.jobs.ownership import owns
 from tests.jobs.world import World
 
 WAITING = "waiting"

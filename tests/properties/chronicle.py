@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_openai_batches.emulator import Emulator
-from airflow_provider_openai_batches.jobs.ledger import Ledger, Round, Shard, load_ledger
+from airflow_provider_openai_batches.jobs.ledger import Ledger, Round, Shard
+from airflow_provider_openai_batches.jobs.ownership import load_ledger
 from airflow_provider_openai_batches.jobs.parts import read_results
 from tests.jobs.world import OWNER, World
 from tests.properties.account import Generation

@@ -16,7 +16,8 @@ import pytest
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError, OpenAIBatchesError
 from airflow_provider_openai_batches.jobs.directory import JobDirectory, open_directory
-from airflow_provider_openai_batches.jobs.ledger import Ledger, LedgerError, Owner, Round, Shard, load_ledger
+from airflow_provider_openai_batches.jobs.ledger import Ledger, LedgerError, Owner, Round, Shard
+from airflow_provider_openai_batches.jobs.ownership import load_ledger
 from tests.api.connecting import connect
 from tests.api.scripted_server import Answer, ScriptedServer, as_json
 from tests.conftest import API_KEY
