@@ -24,6 +24,10 @@ HEALTHY_TIMEOUT_S = 180
 PARSED_TIMEOUT_S = 60
 REQUEST_TIMEOUT_S = 30
 FINISHED_STATES = frozenset({"success", "failed"})
+DATABASE_TIMEOUT_S = 60
+# Airflow's API server blocks its own event loop while it waits for sqlite, and whoever in it holds the lock waits for
+# that loop. So it gives up before the others do: a scheduler would die of it, and a request is made again.
+API_DATABASE_TIMEOUT_S = 3
 COMPONENTS = ("metadatabase", "scheduler", "triggerer", "dag_processor")
 
 
@@ -122,10 +126,16 @@ class Airflow:
             "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "5",
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         }
-        environment = local_environment(settings | dict(env or {}), without=("AIRFLOW", "_AIRFLOW", "OPENAI_"))
+
+        def environment_of(database_timeout_s: int) -> dict[str, str]:
+            database = f"sqlite:///{home.absolute()}/airflow.db?timeout={database_timeout_s}"
+            ours = settings | {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database} | dict(env or {})
+            return local_environment(ours, without=("AIRFLOW", "_AIRFLOW", "OPENAI_"))
+
+        environment = environment_of(DATABASE_TIMEOUT_S)
         airflow = (sys.executable, "-m", "airflow")
         processes.run("db-migrate", [*airflow, "db", "migrate"], env=environment, timeout_s=MIGRATE_TIMEOUT_S)
-        processes.start("api-server", [*airflow, "api-server"], env=environment)
+        processes.start("api-server", [*airflow, "api-server"], env=environment_of(API_DATABASE_TIMEOUT_S))
         # The log servers would listen on fixed ports of every interface, and all logs are on this disk anyway.
         processes.start("scheduler", [*airflow, "scheduler", "--skip-serve-logs"], env=environment)
         processes.start("dag-processor", [*airflow, "dag-processor"], env=environment)
