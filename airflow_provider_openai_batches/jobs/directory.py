@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _DRAFTS = "_job/.drafts"
 _COPIES_AT_ONCE = ("s3", "s3a", "gs", "gcs")
 """Stores where a copy is done when the call returns. In others it may only be scheduled by then."""
+_CONDITIONAL = ("abfs", "abfss")
+"""Stores where an upload can depend on what it replaces: Azure, which may show a file as empty while it copies."""
 
 
 def open_directory(location: str | Path | ObjectStoragePath, *, drafts: str = _DRAFTS) -> JobDirectory:
@@ -62,8 +64,9 @@ class JobDirectory(ABC):
     def publish(self, local: Path, name: str, check: Callable[[], None] | None = None) -> None:
         """Move a finished local file to its place. The local one is gone afterwards.
 
-        :param check: raises if the file is not wanted any more. For files that others replace: it is called when only
-            the last, short step is left, and a :meth:`clean` makes that fail from there on
+        :param check: raises if the file is not wanted any more. For files that others replace: once it has passed,
+            neither a file that another has published meanwhile is replaced, nor, except on Azure, is a file put there
+            after a :meth:`clean`
         """
 
     @abstractmethod
@@ -266,7 +269,9 @@ class _RemoteDirectory(JobDirectory):
 
     def publish(self, local: Path, name: str, check: Callable[[], None] | None = None) -> None:
         path = self.root / _checked(name)
-        if check is None or self.root.protocol not in _COPIES_AT_ONCE:
+        if check is not None and self.root.protocol in _CONDITIONAL:
+            self._replace_unchanged(path, local, check)
+        elif check is None or self.root.protocol not in _COPIES_AT_ONCE:
             if check is not None:
                 check()
             path.fs.put_file(str(local), path.path)
@@ -324,6 +329,32 @@ class _RemoteDirectory(JobDirectory):
         # Others are in the temporary directory of the machine that died. Of a publish with a check, no age is known.
         if not older_than_s:
             self.delete_folder(self._drafts)
+
+    def _replace_unchanged(self, path: ObjectStoragePath, local: Path, check: Callable[[], None]) -> None:
+        """Put a file only in the place of what was there before the check; else check again."""
+        from azure.core import MatchConditions
+        from azure.core.exceptions import HttpResponseError
+
+        etag = self._etag(path)
+        while True:
+            check()
+            same = {} if etag is None else {"etag": etag, "match_condition": MatchConditions.IfNotModified}
+            try:
+                path.fs.put_file(str(local), path.path, mode="create", **same)
+                return
+            except (FileExistsError, HttpResponseError):
+                # The second is for a large file, whose blocks are gone when another's is put there.
+                before, etag = etag, self._etag(path)
+                if etag == before:
+                    raise  # For another reason, such as a lease.
+
+    def _etag(self, path: ObjectStoragePath) -> str | None:
+        self._forget(path)
+        try:
+            etag: str | None = path.fs.info(path.path).get("etag")
+        except FileNotFoundError:
+            return None
+        return etag
 
     def _forget(self, path: ObjectStoragePath) -> None:
         # Another worker may have changed what fsspec has listed before.

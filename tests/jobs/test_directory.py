@@ -144,13 +144,19 @@ def test_file_that_is_no_longer_wanted_is_not_published(directory: JobDirectory)
     def refuse() -> None:
         raise UnwantedError
 
+    def lose() -> None:
+        if directory.read("results/part-00000.jsonl") != b"old":
+            raise UnwantedError
+        directory.clean()
+        published(directory, "results/part-00000.jsonl", b"another's")
+
     published(directory, "results/part-00000.jsonl", b"old")
-    for check, error in ((refuse, UnwantedError), (directory.clean, FileNotFoundError)):
+    for check, left in ((refuse, b"old"), (lose, b"another's")):
         with directory.staging() as staging:
             (staging / "made").write_bytes(b"new")
-            with pytest.raises(error):
+            with pytest.raises((UnwantedError, FileNotFoundError)):
                 directory.publish(staging / "made", "results/part-00000.jsonl", check)
-        assert directory.read("results/part-00000.jsonl") == b"old"
+        assert directory.read("results/part-00000.jsonl") == left
         assert directory.names("_job/.drafts") == []
     with directory.staging() as staging:
         (staging / "made").write_bytes(b"new")
