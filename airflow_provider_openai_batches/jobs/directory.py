@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
@@ -18,6 +19,7 @@ from airflow_provider_openai_batches.api.errors import InvalidInputError
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
+_azure_requests = logging.getLogger("azure.core.pipeline.policies.http_logging_policy")
 _DRAFTS = "_job/.drafts"
 _COPIES_AT_ONCE = ("s3", "s3a", "gs", "gcs")
 """Stores where a copy is done when the call returns. In others it may only be scheduled by then."""
@@ -38,6 +40,9 @@ def open_directory(location: str | Path | ObjectStoragePath, *, drafts: str = _D
         return _LocalDirectory(location, drafts)
     path = ObjectStoragePath(location) if isinstance(location, str) else location
     is_local = path.protocol in ("", "file", "local")
+    if path.protocol in _CONDITIONAL and _azure_requests.level == logging.NOTSET:
+        # Else a small job's log has a thousand lines of headers. The Azure provider's own hook does the same.
+        _azure_requests.setLevel(logging.WARNING)
     return _LocalDirectory(Path(path.path), drafts) if is_local else _RemoteDirectory(path, drafts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import signal
 import threading
@@ -23,6 +24,7 @@ from airflow_provider_openai_batches.jobs.ledger import LedgerError
 from airflow_provider_openai_batches.jobs.requests import RequestTemplate, read_requests
 from tests.jobs.doomed import processes
 from tests.jobs.world import World
+from tests.stores import Bucket
 
 NewWorld = Callable[..., World]
 
@@ -211,6 +213,12 @@ def test_delete_is_content_with_what_is_gone(directory: JobDirectory) -> None:
     directory.delete("_job/ab")
     directory.delete("_job/ab")
     assert not directory.exists("_job/ab")
+
+
+def test_requests_to_azure_are_not_in_the_log(abfs: Bucket, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    open_directory(f"{abfs.uri}/{uuid.uuid4().hex}").write("f", b"x")
+    assert not [record for record in caplog.records if record.name.startswith("azure.")]
 
 
 def test_path_can_be_opened_by_readers_of_results(directory: JobDirectory) -> None:
