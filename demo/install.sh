@@ -69,6 +69,17 @@ if [ "$group" = dev ] && ! .venv/bin/python -c 'import MySQLdb, airflow.provider
         echo "the MySQL provider cannot be installed without the headers of libmariadb: the tests with MariaDB are skipped"
 fi
 
+# A server of Azure's Blob Storage. A later one wants a later Node.
+if [ "$group" = dev ] && [ ! -e .venv/azurite/node_modules/.bin/azurite-blob ]; then
+    if command -v npm >/dev/null 2>&1; then
+        echo "installing azurite for the tests with Azure Blob Storage ..."
+        npm install --silent --no-audit --no-fund --prefix .venv/azurite azurite@3.35.0 >/dev/null ||
+            echo "could not: the tests with Azure Blob Storage will not run"
+    else
+        echo "no npm: the tests with Azure Blob Storage are skipped (Debian: apt install npm)"
+    fi
+fi
+
 # The browser tests drive the system's chromium: no download beside the package manager.
 if [ "$group" = dev ] && ! command -v chromium >/dev/null 2>&1; then
     from_debian "the browser tests" chromium

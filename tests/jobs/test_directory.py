@@ -152,11 +152,17 @@ def test_file_that_is_no_longer_wanted_is_not_published(directory: JobDirectory)
         directory.clean()
         published(directory, "results/part-00000.jsonl", b"another's")
 
+    in_azure = str(directory).startswith("abfs:")
+    cases = [
+        (refuse, UnwantedError, b"old"),
+        *([] if in_azure else [(directory.clean, FileNotFoundError, b"old")]),
+        (lose, UnwantedError if in_azure else FileNotFoundError, b"another's"),
+    ]
     published(directory, "results/part-00000.jsonl", b"old")
-    for check, left in ((refuse, b"old"), (lose, b"another's")):
+    for check, error, left in cases:
         with directory.staging() as staging:
             (staging / "made").write_bytes(b"new")
-            with pytest.raises((UnwantedError, FileNotFoundError)):
+            with pytest.raises(error):
                 directory.publish(staging / "made", "results/part-00000.jsonl", check)
         assert directory.read("results/part-00000.jsonl") == left
         assert directory.names("_job/.drafts") == []
