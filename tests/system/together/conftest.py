@@ -26,8 +26,8 @@ Start = Callable[..., Run]
 # The first has the longest way.
 BEGIN = ["slow", "with_cache", "from_bucket", "sinks", "at_service", "with_identity"]
 SERVICES = [name for name in DIALECTS if name != "openai"]
-# Google's provider brings a hundred packages, so only the venv of `make test-google` has it, and is for nothing else.
-STORES = ["gs"] if find_spec("airflow.providers.google") else ["s3"]
+# Two clouds' providers bring a hundred packages, so only the venv of `make test-clouds` has them, and is for no other.
+STORES = ["gs", "abfs"] if find_spec("airflow.providers.google") else ["s3"]
 STREAMING = ["doubleword"]
 WITH_IDENTITY = ["azure"]
 PRICES = {"gpt-4o-mini": {"input": 10.0, "output": 20.0}}

@@ -1,4 +1,4 @@
-"""Jobs on S3 and GCS, in a real Airflow whose connection leads to a local server."""
+"""Jobs on object storage, in a real Airflow whose connection leads to a local server."""
 
 from __future__ import annotations
 

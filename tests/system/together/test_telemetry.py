@@ -16,7 +16,7 @@ from tests.system.together.run import Run
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
-[STORE] = STORES
+STORE = STORES[0]
 
 
 def test_metrics_of_a_job_arrive(airflow: Airflow, with_cache: dict[str, Run], collector: Collector) -> None:
