@@ -7,6 +7,8 @@ has DAGs, connections and models: no batch, run or row is ever named.
 from __future__ import annotations
 
 import datetime
+import functools
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -17,6 +19,8 @@ from airflow.providers.common.compat.sdk import Stats
 
 from airflow_provider_openai_batches.api.models import Batch, BatchStatus
 from airflow_provider_openai_batches.compat import let_metrics_out
+
+log = logging.getLogger(__name__)
 
 _PLACE = ("dag_id", "conn_id", "endpoint", "model")
 _LONGEST_TAG = 100
@@ -92,10 +96,18 @@ def polled(conn_id: str, calls: int, failures: Iterable[Exception]) -> None:
     :param calls: how many were made, whatever came of them
     :param failures: the errors of those that failed, one for each
     """
-    let_metrics_out()
-    _count(POLL_CALLS, calls, conn_id=conn_id)
-    for error, failed in Counter(type(failure).__name__ for failure in failures).items():
-        _count(POLL_ERRORS, failed, conn_id=conn_id, error=error)
+    try:
+        let_metrics_out()
+        _count(POLL_CALLS, calls, conn_id=conn_id)
+        for error, failed in Counter(type(failure).__name__ for failure in failures).items():
+            _count(POLL_ERRORS, failed, conn_id=conn_id, error=error)
+    except Exception:  # noqa: BLE001 - what is wrong with metrics is not the affair of the tasks that wait
+        _say_once("Calls to the service cannot be counted, since metrics cannot be sent.")
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    log.exception(message)
 
 
 @dataclass(frozen=True)

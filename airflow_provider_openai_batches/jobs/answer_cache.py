@@ -75,6 +75,11 @@ class ContentKeys:
             headers = {str(name).strip().lower(): str(value).strip() for name, value in settings.headers.items()}
             self._digest.update(b"headers" + msgspec.json.encode(headers, order="sorted") + b"\n")
 
+    @property
+    def service(self) -> str:
+        """Names the service among all."""
+        return self._digest.hexdigest()
+
     def of(self, request: Request) -> bytes:
         """Return the key of a request's content."""
         digest = self._digest.copy()

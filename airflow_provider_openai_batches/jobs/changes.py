@@ -79,6 +79,18 @@ def input_is_list(request: bytes) -> bool:
     return given[:1] == b"[" and given[1:].lstrip()[:1] in (b'"', b"[")
 
 
+def asked_schema(request: bytes) -> dict[str, Any] | None:
+    """Return the JSON schema that a request line asks for; None if it asks for none."""
+    body = _line_decoder.decode(request).body
+    for path in (("response_format", "json_schema", "schema"), ("text", "format", "schema")):
+        found: Any = body
+        for name in path:
+            found = found.get(name) if isinstance(found, dict) else None
+        if isinstance(found, dict):
+            return found
+    return None
+
+
 def changed(request: bytes, change: Change) -> bytes:
     """Return a request line with a change applied, without its newline.
 

@@ -10,6 +10,7 @@ an answer cut off by the request's token cap                     `invalid_output
 an answer cut off, and the request has no cap to enlarge         `invalid_output`  `truncated`            no
 an answer that does not follow the output type                   `invalid_output`  `invalid_output`       with feedback
 an answer that the output type's own validators cannot check     `invalid_output`  `invalid_output`       no
+an answer to a request that asked for another output type        `invalid_output`  `invalid_output`       no
 an answer with nothing in it                                     `invalid_output`  `no_output`            same request
 a vector with NaN; numbers that no reader takes, such as 1e400   `invalid_output`  `unusable_output`      same request
 a refusal by the model                                           `failed`          `refusal`              no
@@ -45,11 +46,16 @@ import msgspec
 
 from airflow_provider_openai_batches.api.models import BatchStatus, Usage
 from airflow_provider_openai_batches.jobs.answers import Answer, Ending, read_answer
-from airflow_provider_openai_batches.jobs.changes import Change, Feedback, input_is_list, larger_cap
+from airflow_provider_openai_batches.jobs.changes import Change, Feedback, asked_schema, input_is_list, larger_cap
 from airflow_provider_openai_batches.jobs.lines import ABSENT, UNREADABLE, ResultLine, integer, text
 
 if TYPE_CHECKING:
     from airflow_provider_openai_batches.jobs.structured import Parsed
+
+_OTHER_TYPE = (
+    "The request asked for another output_type than the task has now. Clear the task when it is over: it buys the row "
+    "anew.\n"
+)
 
 STOPPED = "stopped"
 """How a round ended that was sent without a batch, and not to its end."""
@@ -154,6 +160,7 @@ def classify(
     endpoint: str,
     request: Callable[[], bytes],
     parse_output: Callable[[str], Parsed] | None = None,
+    output_schema: dict[str, Any] | None = None,
 ) -> Done | Retry | Dead:
     """Decide what one request becomes. Never raises, whatever the line, unless ``parse_output`` does.
 
@@ -164,13 +171,27 @@ def classify(
     :param endpoint: path of the batch's requests
     :param request: reads the request's own line; called only where the decision depends on it
     :param parse_output: validates the text of an answer; None where any text will do
+    :param output_schema: the schema that it goes by
     """
     if line is None:
         return _unanswered(batch_status)
     outcome = _answered(line, endpoint, request, parse_output) if line.is_success else _failed(line)
     if isinstance(outcome, Retry) and line.ran and attempts >= limits.max_attempts:
-        return Dead(**{name: getattr(outcome, name) for name in Outcome.__struct_fields__})
+        return _final(outcome, outcome.error)
+    if isinstance(outcome, Retry) and isinstance(outcome.change, Feedback) and output_schema is not None:
+        asked = asked_schema(request())
+        if asked is not None and asked != output_schema:
+            # To repeat it would ask for the same again.
+            assert outcome.error is not None
+            return _final(
+                outcome, msgspec.structs.replace(outcome.error, message=f"{_OTHER_TYPE}{outcome.error.message}")
+            )
     return outcome
+
+
+def _final(outcome: Retry, error: RowFailure | None) -> Dead:
+    facts = {name: getattr(outcome, name) for name in Outcome.__struct_fields__}
+    return Dead(**(facts | {"error": error}))
 
 
 def _unanswered(batch_status: str) -> Retry:

@@ -38,6 +38,7 @@ from airflow_provider_openai_batches.jobs.plan import JobSettings, make_plan
 from airflow_provider_openai_batches.jobs.purchase import buy, cancel_twins
 from airflow_provider_openai_batches.jobs.queue import RequestTooLargeError, admitted, has_slot, release
 from airflow_provider_openai_batches.jobs.requests import Request
+from airflow_provider_openai_batches.jobs.reuse import keep_apart
 from airflow_provider_openai_batches.jobs.sending import MOST_AT_ONCE
 from airflow_provider_openai_batches.sighting import look
 
@@ -207,6 +208,7 @@ def advance(job: Job) -> Waiting | Finished | Stopped:
         make_plan(job)
     if job.settings.dry_run:
         return Finished(estimate(job))
+    keep_apart(job)
     job.seen.clear()
     job.queued = None
     job.full.clear()

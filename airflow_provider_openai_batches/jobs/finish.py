@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 _CODES_KEPT = 50
 _LONGEST_CODE = 100
+
+_PART = re.compile(r"part-\d{5,}\.(jsonl|parquet)")
 
 _LONGEST_REASON = 1000
 """Characters of a refusal that each row of the shard repeats."""
@@ -127,7 +130,7 @@ def finish(job: Job) -> dict[str, Any]:
             name = f"results/{part.path.name}"
             job.directory.publish(part.path, name, check)
             results.append(job.directory.path(name))
-        _drop_stale_parts(job, len(results), check)
+        _drop_stale_parts(job, results, check)
         if caching is not None:
             caching.publish()
     written = sum(totals.by_status.values())
@@ -205,14 +208,16 @@ def _sole_publisher(job: Job) -> Iterator[Callable[[], None]]:
         raise
 
 
-def _drop_stale_parts(job: Job, count: int, check: Callable[[], None]) -> None:
-    """Remove result files of a generation that had more of them, or another format."""
-    for form in ("jsonl", "parquet"):
-        number = count if form == job.settings.output_format else 0
-        while job.directory.exists(f"results/part-{number:05d}.{form}"):
+def _drop_stale_parts(job: Job, results: list[str], check: Callable[[], None]) -> None:
+    """Remove result files of a generation that had more of them, or another format.
+
+    Whatever of them is there: an earlier attempt may have removed some.
+    """
+    for found in sorted(job.directory.names("results")):
+        name = f"results/{found}"
+        if _PART.fullmatch(found) and job.directory.path(name) not in results:
             check()
-            job.directory.delete(f"results/part-{number:05d}.{form}")
-            number += 1
+            job.directory.delete(name)
 
 
 def _shortened(by_error: Counter[str]) -> dict[str, int]:

@@ -173,6 +173,8 @@ class Ledger(msgspec.Struct):
     duplicate_rows: int = 0
     # Tokens in the answers of the first two kinds, by the rows' model.
     reused_usage: dict[str, Usage] = {}
+    # The service that the keys of what its rows ask are for; empty if an earlier version has made the plan.
+    service: str = ""
     shards: list[Shard] = []
     # Numbers of shards are never used again, so that a search for a shard's batch cannot find another's.
     next_shard: int = 0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 import msgspec
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError, NoRowsError
-from airflow_provider_openai_batches.jobs.answer_cache import AnswerCache
+from airflow_provider_openai_batches.jobs.answer_cache import AnswerCache, ContentKeys
 from airflow_provider_openai_batches.jobs.kept import keys_file
 from airflow_provider_openai_batches.jobs.ledger import LedgerError, Round, Shard
 from airflow_provider_openai_batches.jobs.pricing import Price, cost, usd_text
@@ -94,7 +94,7 @@ def make_plan(job: Job) -> None:
         publish_plan(job, rows, staging, plan)
     ledger.rows, ledger.kept_rows, ledger.cached_rows = rows.rows, rows.kept, rows.cached
     ledger.duplicate_rows, ledger.reused_usage = rows.duplicates, rows.reused
-    ledger.shards, ledger.plan = shards, plan
+    ledger.shards, ledger.plan, ledger.service = shards, plan, ContentKeys(job.client.settings).service
     # A dry run is no plan: the next attempt reads the source again.
     ledger.planned = not job.settings.dry_run
     if ledger.planned:

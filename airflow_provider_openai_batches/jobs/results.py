@@ -52,11 +52,13 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     :param endpoint: path of its requests
     :param limits: how often a row may be tried
     :param parse_output: validates the text of an answer; None where any text will do
+    :param output_schema: the schema that it goes by
     """
 
     endpoint: str
     limits: RetryLimits = RetryLimits()
     parse_output: Callable[[str], Parsed] | None = None
+    output_schema: dict[str, Any] | None = None
 
 
 class ResultRow(msgspec.Struct, kw_only=True):
@@ -313,6 +315,7 @@ class ShardReview:
             endpoint=self.rules.endpoint,
             request=partial(reader.request, position),
             parse_output=self.rules.parse_output,
+            output_schema=self.rules.output_schema,
         )
 
 

@@ -147,6 +147,19 @@ def publish_plan(job: Job, sorted_rows: Sorter, staging: Path, plan: str) -> Non
         job.directory.publish(staging / name, file)
 
 
+def keep_apart(job: Job) -> None:
+    """Let no other row have a job's answers if its connection leads elsewhere by now than when its rows were planned.
+
+    The keys of what they ask name the service they were to be sent to.
+    """
+    ledger = job.ledger
+    keys = contents_file(ledger.plan)
+    if ledger.service in ("", ContentKeys(job.client.settings).service) or not job.directory.exists(keys):
+        return
+    job.directory.delete(keys)
+    log.warning("The connection leads elsewhere than when the rows were planned: no other row will use their answers.")
+
+
 class Caching:
     """Gathers a job's answers for the answer cache while its result rows pass by.
 

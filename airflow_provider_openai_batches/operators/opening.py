@@ -164,6 +164,7 @@ def _settings(operator: OpenAIBatchOperator) -> JobSettings:
             endpoint=operator.endpoint,
             limits=RetryLimits(max_attempts=operator.max_attempts),
             parse_output=None if output is None else output.parse,
+            output_schema=None if output is None else output.schema,
         ),
         max_active_batches=operator.max_active_batches,
         queue_limits=queue_limits,

@@ -340,6 +340,17 @@ def test_a_process_that_runs_no_task_sends_what_it_counts_too(server: Received) 
     assert server.amount("poll_errors", error="TimeoutError") == 1
 
 
+def test_who_polls_goes_on_if_metrics_cannot_be_sent(server: Received, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__METRICS__STATSD_PORT", "none")
+    code = (
+        "from airflow_provider_openai_batches.telemetry import polled\n"
+        "polled('team', 2, [])\n"
+        "polled('team', 2, [])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert (ended.stdout + ended.stderr).count("Calls to the service cannot be counted") == 1
+
+
 def test_no_text_of_others_breaks_a_line(statsd: Received) -> None:
     meter = Meter("dag", "team:prod", None)
     meter.created(1, "ft:gpt-4o:org::id,x=y|c\n#@é" + "x" * 500)

@@ -422,6 +422,20 @@ def test_cache_on_object_storage_holds_the_same_promise(new_world: NewWorld, buc
         assert reused(outcome) == (0, expected, 0)
 
 
+def test_answers_of_another_service_than_the_plan_s_are_nobody_else_s(new_world: NewWorld, tmp_path: Path) -> None:
+    cache = AnswerCache.at(tmp_path / "cache", None)
+    world = new_world(rows=["a", "b"], answer_cache=cache)
+    world.query = {"gateway": "one"}
+    advance(world.attempt())
+    world.query = {"gateway": "two"}
+    outcome = world.run()
+    world.check_results(outcome)
+    for gateway in ("one", "two"):
+        other = new_world(rows=["a", "b"], answer_cache=cache)
+        other.query = {"gateway": gateway}
+        assert reused(other.run()) == (0, 0, 0), "neither has a way to tell whose answers those are"
+
+
 # --- damage --------------------------------------------------------------------------------------------------------
 
 

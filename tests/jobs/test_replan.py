@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
+from pydantic import BaseModel, Field
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError
 from airflow_provider_openai_batches.jobs.engine import ShardRefusedError, Stopped, Waiting, advance
 from airflow_provider_openai_batches.jobs.ledger import VERSION, LedgerError, Owner
 from airflow_provider_openai_batches.jobs.ownership import LEDGER
-from airflow_provider_openai_batches.jobs.parts import read_results
+from airflow_provider_openai_batches.jobs.parts import read_results, write_parts
 from tests.jobs.world import BATCH_S, World
 
 NewWorld = Callable[..., World]
@@ -94,6 +95,62 @@ def test_fewer_result_files_replace_more_of_them(new_world: NewWorld) -> None:
     (world.location / "results" / "part-00000.parquet").write_text("")
     cleared(world, [row("b", "say b")])
     assert [path.name for path in (world.location / "results").iterdir()] == ["part-00000.jsonl"]
+
+
+def test_fewer_result_files_replace_more_of_them_though_the_worker_dies_meanwhile(
+    new_world: NewWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class DiedError(Exception):
+        pass
+
+    def die(operation: str) -> None:
+        if operation == "after delete results/part-00002.jsonl":
+            raise DiedError
+
+    monkeypatch.setitem(write_parts.__kwdefaults__, "rows_per_part", 5)
+    world = new_world()
+    world.run()
+    world.rows = world.rows[:10]
+    with pytest.raises(DiedError):
+        world.run(max_tries=1, watch=die)
+    manifest = world.run(max_tries=1).manifest
+    assert [path.name for path in sorted((world.location / "results").iterdir())] == [
+        "part-00000.jsonl",
+        "part-00001.jsonl",
+    ]
+    assert len(list(read_results(str(world.location)))) == len(list(read_results(manifest))) == 10
+
+
+def test_another_output_type_in_the_middle_buys_no_row_again_that_cannot_follow_it(new_world: NewWorld) -> None:
+    class Label(BaseModel):
+        label: str
+
+    class Score(BaseModel):
+        score: int
+
+    world = new_world(rows=["a", "b"], output_type=Label)
+    advance(world.attempt())
+    changed = new_world(rows=["a", "b"], output_type=Score, location=world.location)
+    manifest = changed.run(max_tries=1).manifest
+    assert manifest["by_status"] == {"invalid_output": 2}
+    assert set(world.answered().values()) == {1}
+    [first, _] = read_results(manifest)
+    assert "asked for another output_type" in first["error"]["message"]
+    again = changed.run(max_tries=2).manifest
+    assert again["by_status"] == {"succeeded": 2}
+
+
+def test_a_harmless_change_of_the_output_type_in_the_middle_changes_nothing(new_world: NewWorld) -> None:
+    class Label(BaseModel):
+        label: str
+
+    class Described(BaseModel):
+        label: str = Field(description="One word.")
+
+    world = new_world(rows=["a", "b"], output_type=Label)
+    advance(world.attempt())
+    described = new_world(rows=["a", "b"], output_type=Described, location=world.location)
+    assert described.run().manifest["by_status"] == {"succeeded": 2}
 
 
 def test_replan_never_keeps_a_finished_job_as_it_is(world: World) -> None:

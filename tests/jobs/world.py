@@ -83,6 +83,7 @@ class World:
             endpoint=endpoint,
             limits=RetryLimits(max_attempts),
             parse_output=None if output is None else output.parse,
+            output_schema=None if output is None else output.schema,
         )
         self.settings = JobSettings(
             template=self.template, limits=ShardLimits(per_batch, max_bytes), rules=rules, **settings
