@@ -71,7 +71,7 @@ test-matrix-edges:
 
 # Of the newest Airflow, too.
 test-clouds: .venv-matrix/clouds/.installed
-	.venv-matrix/clouds/bin/python -m pytest -q tests/system/together/test_stores.py $(PYTEST_ARGS)
+	TEST_STORES=gs,abfs .venv-matrix/clouds/bin/python -m pytest -q tests/system/together/test_stores.py $(PYTEST_ARGS)
 
 on-%: .venv-matrix/%/.installed
 	.venv-matrix/$*/bin/python -m pytest -q $(MATRIX_TESTS) $(PYTEST_ARGS)

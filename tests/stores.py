@@ -90,6 +90,7 @@ def local_bucket(scheme: str, log_dir: Path) -> Iterator[Bucket]:
 
 
 def _s3(url: str, port: str) -> tuple[Bucket, list[str]]:
+    import airflow.providers.amazon  # noqa: F401
     import moto.server  # noqa: F401
     from s3fs import S3FileSystem
 

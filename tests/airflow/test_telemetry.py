@@ -342,11 +342,7 @@ def test_a_process_that_runs_no_task_sends_what_it_counts_too(server: Received) 
 
 def test_who_polls_goes_on_if_metrics_cannot_be_sent(server: Received, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__METRICS__STATSD_PORT", "none")
-    code = (
-        "from airflow_provider_openai_batches.telemetry import polled\n"
-        "polled('team', 2, [])\n"
-        "polled('team', 2, [])"
-    )
+    code = "from airflow_provider_openai_batches.telemetry import polled\npolled('team', 2, [])\npolled('team', 2, [])"
     ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert (ended.stdout + ended.stderr).count("Calls to the service cannot be counted") == 1
 

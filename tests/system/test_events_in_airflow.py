@@ -71,9 +71,7 @@ def restart_triggerer(airflow: Airflow) -> None:
     processes.start("triggerer", command, env=environment)
 
 
-def test_ended_batches_and_results_start_dags_once_each_though_the_triggerer_restarts(
-    airflow: Airflow, collector: Collector, tmp_path: Path
-) -> None:
+def test_ended_batches_and_results_start_dags_once_each(airflow: Airflow, collector: Collector, tmp_path: Path) -> None:
     wait_for = airflow.processes.wait_for
 
     def looks() -> int:
