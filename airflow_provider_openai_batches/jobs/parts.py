@@ -23,6 +23,7 @@ import msgspec
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError
 from airflow_provider_openai_batches.jobs.results import ResultRow
+from airflow_provider_openai_batches.jobs.sources import open_lines, path_of
 
 if TYPE_CHECKING:
     import pandas
@@ -102,12 +103,12 @@ def read_results(manifest: Mapping[str, Any] | str | os.PathLike[str]) -> Iterat
     :raises InvalidInputError: while iterating: there are no results at that path
     """
     for path in manifest["results"] if isinstance(manifest, Mapping) else _parts_at(manifest):
-        with _open(path) as file:
-            if path.endswith(".parquet"):
+        if path.endswith(".parquet"):
+            with path_of(path).open("rb") as file:
                 yield from _parquet_rows(file)
-            else:
-                for line in file:
-                    yield msgspec.json.decode(line)
+        else:
+            with open_lines(path_of(path)) as lines:
+                yield from map(msgspec.json.decode, lines)
 
 
 def read_results_frame(
@@ -319,12 +320,3 @@ def _arrow_table(rows: list[dict[str, Any]]) -> pyarrow.Table:
             texts = [None if value is None else _json(value).decode() for value in values]
             columns[field.name] = pa.array(texts, type=pa.string())
     return pa.table(columns)
-
-
-def _open(path: str) -> BinaryIO:
-    if "://" not in path:
-        return open(path, "rb")
-    from airflow.providers.common.compat.sdk import ObjectStoragePath
-
-    file: BinaryIO = ObjectStoragePath(path).open("rb")
-    return file

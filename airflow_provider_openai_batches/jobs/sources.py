@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -28,6 +28,7 @@ LINE_FIELDS = frozenset({"method", "url", "body"})
 
 _PARQUET_BATCH_ROWS = 200
 _PARQUET_BUFFER_BYTES = 1 << 20
+_LINES_BUFFER_BYTES = 1 << 18
 
 
 class RowError(ValueError):
@@ -75,6 +76,25 @@ def open_source(source: Source) -> Rows:
     return Rows("", iter(source))
 
 
+def path_of(text: str) -> Any:
+    """Return the local path or the ObjectStoragePath that a path or URI names."""
+    if "://" not in text:
+        return Path(text)
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+    return ObjectStoragePath(text)
+
+
+def open_lines(path: Any) -> BinaryIO:
+    """Open a file to read its lines.
+
+    An object store's own file copies up to a block of some MB for each line, and cannot stop in the middle of one.
+
+    :param path: local path or ObjectStoragePath
+    """
+    return io.BufferedReader(path.open("rb"), _LINES_BUFFER_BYTES)
+
+
 def _refuse(message: str) -> InvalidInputError:
     return InvalidInputError("requests", message)
 
@@ -87,11 +107,7 @@ def _path(text: str) -> Any:
             f"a bare string is not a list of requests: {shown!r}. Put a prompt into a list, or give the path of a file "
             f"that ends in {_SUFFIXES}."
         )
-    if "://" not in text:
-        return Path(text)
-    from airflow.providers.common.compat.sdk import ObjectStoragePath
-
-    return ObjectStoragePath(text)
+    return path_of(text)
 
 
 def _file_rows(path: Any) -> Rows:
@@ -103,9 +119,7 @@ def _file_rows(path: Any) -> Rows:
 
 def _jsonl_items(path: Any) -> Iterator[Any]:
     decode = msgspec.json.Decoder().decode
-    with path.open("rb") as raw:
-        # An object store's own file cannot stop in the middle of a line.
-        file = io.BufferedReader(raw)
+    with open_lines(path) as file:
         for number, line in enumerate(iter(partial(file.readline, MAX_BYTES + 1), b"")):
             if number == 0:
                 line = line.removeprefix(b"\xef\xbb\xbf")
@@ -123,7 +137,7 @@ def _jsonl_items(path: Any) -> Iterator[Any]:
 def _csv_items(path: Any) -> Iterator[Any]:
     # The module's default, 128 KB, is less than many prompts; there is no limit of a reader's own.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_BYTES))
-    with path.open("r", encoding="utf-8-sig", newline="") as file:
+    with io.TextIOWrapper(open_lines(path), encoding="utf-8-sig", newline="") as file:
         try:
             reader = csv.reader(file, strict=True)
             header = next(reader, [])

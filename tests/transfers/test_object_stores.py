@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from airflow.sdk import ObjectStoragePath
+from fsspec.spec import AbstractBufferedFile
 from pyarrow import dataset, parquet
 
 from airflow_provider_openai_batches.jobs.requests import RequestTemplate, read_requests
@@ -68,3 +69,21 @@ def test_results_are_found_by_their_path(there: ObjectStoragePath, tmp_path: Any
     place = there / "out" / "results" / "part-00000.jsonl"
     place.fs.put_file(part, place.path)
     assert [row["custom_id"] for row in read_results(str(there / "out"))] == ["review-1"]
+
+
+@pytest.mark.parametrize("read", ["results", "jsonl", "csv"])
+def test_lines_are_read_many_at_once(there: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch, read: str) -> None:
+    path = there / "results" / f"part-00000.{'csv' if read == 'csv' else 'jsonl'}"
+    path.fs.pipe_file(path.path, content(path.suffix[1:]))
+    sizes: list[int] = []
+    plain_read = AbstractBufferedFile.read
+
+    def counted(file: Any, length: int = -1) -> Any:
+        sizes.append(length)
+        return plain_read(file, length)
+
+    monkeypatch.setattr(AbstractBufferedFile, "read", counted)
+    template = RequestTemplate(model="m")
+    rows = list(read_results(str(there)) if read == "results" else read_requests(str(path), template))
+    assert len(rows) == COUNT
+    assert 1 <= len(sizes) <= 5
