@@ -301,7 +301,7 @@ class NewAnswers:
         self, folder: str, segments: list[SegmentName], gathered: _Gathered, now: float
     ) -> Iterator[SegmentName]:
         """Add what is good of small segments, which are of no use then."""
-        seen: set[bytes] = set()  # Of at most some thousands of lines.
+        seen: set[bytes] = set()  # Digests of at most some thousands of lines, which may be large.
         for segment in segments:
             try:
                 with self.directory.local(f"{folder}/{segment.name}") as path:
@@ -309,8 +309,9 @@ class NewAnswers:
                         if head is None or head.until < now:
                             continue
                         raw = _read(path, head.offset, head.length)
-                        if raw not in seen and answer_in(raw) is not None:
-                            seen.add(raw)
+                        digest = hashlib.blake2b(raw, digest_size=16).digest()
+                        if digest not in seen and answer_in(raw) is not None:
+                            seen.add(digest)
                             gathered.add(raw, head.until)
             except FileNotFoundError:
                 continue  # Another writer was faster.

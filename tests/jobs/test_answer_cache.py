@@ -7,6 +7,7 @@ import random
 import re
 import tempfile
 import time
+import tracemalloc
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -365,6 +366,22 @@ def test_many_small_segments_become_one_and_no_answer_is_lost(
     outcome = advance(world.attempt())
     assert reused(outcome) == (0, 40, 0)
     world.check_results(outcome)
+
+
+def test_large_answers_are_merged_in_little_memory(
+    cache: AnswerCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_cache, "_folder", lambda key: "v1/00")
+    size = 500_000
+    for number in range(answer_cache.MANY_SEGMENTS):
+        put(cache, tmp_path, {bytes([number, n]) * 16: f"{number} {n} " + "x" * size for n in range(3)})
+    tracemalloc.start()
+    try:
+        put(cache, tmp_path, {b"n" * 32: "new"})
+        assert tracemalloc.get_traced_memory()[1] < 10 * size
+    finally:
+        tracemalloc.stop()
+    assert [path.name.split("-")[1] for path in segments(cache)] == ["000000049"]
 
 
 def test_reader_finds_what_is_moved_to_another_segment_meanwhile(
