@@ -1,8 +1,9 @@
 """Result rows to files, and back: JSON Lines, or Parquet with the ``parquet`` extra.
 
 In Parquet, columns keep the rows' names. ``context``, and ``output`` unless it is text or a vector, are JSON text, as
-rows need not be alike. Embeddings have one column more: ``outputs``, for rows whose input was a list of texts.
-:func:`read_results` gives both formats back the same.
+rows need not be alike. Texts have one column more: ``output_is_json`` tells which rows have JSON text in their place,
+such as tool calls, or the list of texts that ``n`` asks for. So have embeddings: ``outputs``, for rows whose input was
+a list of texts. :func:`read_results` gives both formats back the same, but for vectors: their numbers are of 32 bits.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ Format = Literal["jsonl", "parquet"]
 ROWS_PER_PART = 100_000
 _GROUP_ROWS = 10_000
 _GROUP_BYTES = 8_000_000
+_IS_JSON = "output_is_json"
 _SEVERAL = "outputs"
 _JSON_TEXT = {b"openai_batches": b"json"}
 """Field metadata of columns that hold JSON text."""
@@ -195,7 +197,7 @@ def _schema(column: OutputColumn) -> pyarrow.Schema:
 
     vector = pa.list_(pa.float32())
     outputs = {
-        OutputColumn.TEXT: [pa.field("output", pa.string())],
+        OutputColumn.TEXT: [pa.field("output", pa.string()), pa.field(_IS_JSON, pa.bool_())],
         OutputColumn.JSON: [pa.field("output", pa.string(), metadata=_JSON_TEXT)],
         OutputColumn.VECTOR: [pa.field("output", vector), pa.field(_SEVERAL, pa.list_(vector))],
     }
@@ -222,19 +224,28 @@ def _schema(column: OutputColumn) -> pyarrow.Schema:
 def _group_table(rows: list[ResultRow], schema: pyarrow.Schema, column: OutputColumn) -> pyarrow.Table:
     import pyarrow as pa
 
-    columns = _vector_columns([row.output for row in rows]) if column is OutputColumn.VECTOR else {}
+    build = {OutputColumn.TEXT: _text_columns, OutputColumn.VECTOR: _vector_columns}.get(column)
+    columns = {} if build is None else build([row.output for row in rows])
     for field in schema:
         if field.name in columns:
             continue
         values = (getattr(row, field.name) for row in rows)
         if field.metadata == _JSON_TEXT:
             plain = (None if (written := _json(value)) == b"null" else written.decode() for value in values)
-        elif field.name == "output":
-            plain = (_text(value) for value in values)
         else:
             plain = (msgspec.to_builtins(value) for value in values)
         columns[field.name] = pa.array(plain, type=field.type)
     return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def _text_columns(outputs: list[Any]) -> dict[str, pyarrow.Array]:
+    """Build the columns of texts, as they are or as JSON text where they are something else, and of which those are."""
+    import pyarrow as pa
+
+    values = [msgspec.json.decode(_json(output)) for output in outputs]
+    is_json = [value is not None and not isinstance(value, str) for value in values]
+    texts = [_json(value).decode() if coded else value for value, coded in zip(values, is_json, strict=True)]
+    return {"output": pa.array(texts, type=pa.string()), _IS_JSON: pa.array(is_json, type=pa.bool_())}
 
 
 def _vector_columns(outputs: list[Any]) -> dict[str, pyarrow.Array]:
@@ -279,12 +290,6 @@ def _arrow_array(numbers: array[Any], kind: pyarrow.DataType) -> pyarrow.Array:
     return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(numbers)])
 
 
-def _text(output: Any) -> str | None:
-    """Text as it is; the rare other output, such as tool calls, as JSON text."""
-    value = msgspec.json.decode(_json(output))
-    return value if value is None or isinstance(value, str) else _json(output).decode()
-
-
 def _json(value: Any) -> bytes:
     return msgspec.json.encode(value)
 
@@ -298,6 +303,8 @@ def _parquet_rows(file: BinaryIO) -> Iterator[dict[str, Any]]:
         # A batch of rows is never from several groups: those are cut by size, which batches cannot be.
         for batch in content.iter_batches(batch_size=1_000, row_groups=[group]):
             for row in batch.to_pylist():
+                if row.pop(_IS_JSON, False):
+                    row["output"] = msgspec.json.decode(row["output"])
                 several = row.pop(_SEVERAL, None)
                 if several is not None:
                     row["output"] = several

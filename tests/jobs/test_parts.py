@@ -94,6 +94,23 @@ def test_rows_are_read_back_as_they_were_written(tmp_path: Path, format: Any, ou
     assert [list(row) for row in found] == [list(plain(row)) for row in rows]
 
 
+ODD_TEXTS: list[Any] = ["yes", ["yes", "no"], '["yes"]', {"tool_calls": [{"id": "é"}]}, [], [None, "a"], "{}", None]
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_several_texts_and_tool_calls_among_texts_are_read_back_as_they_were(tmp_path: Path, format: Any) -> None:
+    rows = [good(index, output, {"n": index}) for index, output in enumerate(ODD_TEXTS)]
+    parts = list(write_parts([rows], tmp_path, format=format, column=OutputColumn.TEXT))
+    assert list(read_results(manifest(parts))) == [plain(row) for row in rows]
+
+
+def test_texts_that_were_written_without_the_column_about_json_stay_texts(tmp_path: Path) -> None:
+    parquet = importlib.import_module("pyarrow.parquet")
+    (part,) = write_parts([map(good, range(2), ["a", ["b"]])], tmp_path, format="parquet", column=OutputColumn.TEXT)
+    parquet.write_table(parquet.read_table(part.path).drop_columns(["output_is_json"]), part.path)
+    assert [row["output"] for row in read_results(manifest([part]))] == ["a", '["b"]']
+
+
 def test_rows_of_several_models_interleave_in_input_order(tmp_path: Path) -> None:
     chains = [[good(0), good(3), good(4)], [good(1)], [good(2), good(5)]]
     parts = list(write_parts(chains, tmp_path, rows_per_part=4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -151,6 +152,18 @@ def test_a_harmless_change_of_the_output_type_in_the_middle_changes_nothing(new_
     advance(world.attempt())
     described = new_world(rows=["a", "b"], output_type=Described, location=world.location)
     assert described.run().manifest["by_status"] == {"succeeded": 2}
+
+
+def test_several_texts_of_a_row_are_kept_through_both_formats(new_world: NewWorld) -> None:
+    pytest.importorskip("pyarrow")
+    world = new_world(rows=["a"], body={"n": 2})
+    outputs = []
+    for number, form in enumerate(("jsonl", "parquet", "parquet", "jsonl")):
+        world.settings = replace(world.settings, output_format=form)
+        outputs += [each["output"] for each in read_results(world.run(max_tries=number).manifest)]
+    assert outputs == [outputs[0]] * 4
+    assert isinstance(outputs[0], list)
+    assert len(world.batches()) == 1
 
 
 def test_replan_never_keeps_a_finished_job_as_it_is(world: World) -> None:
