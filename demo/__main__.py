@@ -92,7 +92,9 @@ def _run(command: str, workspace: Path, console: Console) -> None:
             workspace / "airflow",
             DAGS_FOLDER,
             port=airflow_port,
-            env=server.as_airflow_connection(),
+            # The shell's connections, such as the database of an example. The demo's own comes last.
+            env={name: text for name, text in os.environ.items() if name.startswith("AIRFLOW_CONN_")}
+            | server.as_airflow_connection(),
         )
         console.print(f"Airflow is healthy after {time.monotonic() - started:.0f} s: {airflow.url}", highlight=False)
         if command == "local":

@@ -17,11 +17,12 @@ def label_postgres() -> None:
     label = OpenAIBatchOperator(
         task_id="label", model="gpt-4o-mini", output_path="{{ params.outbox }}/label_postgres/{{ run_id }}",
         requests=SQLRequests("reviews_db", NEW, key="id", prompt="Is this review positive? Answer yes or no: {review}"),
-        when_empty="skip", max_failed=1.0,
+        when_empty="skip", max_failed=1.0, retries=2,
     )  # fmt: skip
     OpenAIBatchResultsToSQLOperator(
         task_id="store", results=label.output, sql_conn_id="reviews_db", table="review_labels", key="review_id",
         columns={"review_id": "context.id", "label": "output"}, failed_table="review_labels_failed",
+        retries=2,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ To add a service: an entry here, one in the emulator's ``dialects``, a row in do
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from enum import Enum, auto
 from typing import Any
@@ -24,6 +25,7 @@ from airflow_provider_openai_batches.api.errors import InvalidInputError
 from airflow_provider_openai_batches.api.models import ENDPOINTS
 
 _HOUR_S, _DAY_S = 3_600, 86_400
+_AZURE_HOSTS = re.compile(r"[\w-]{1,63}\.(openai|cognitiveservices|services\.ai)\.azure\.(com|us|cn)", re.ASCII)
 
 
 class Upload(Enum):
@@ -238,13 +240,18 @@ MOST_REQUESTS = max(dialect.max_requests for dialect in DIALECTS.values())
 """What a batch may have at any service. Which service it is, is not known when a DAG is parsed."""
 
 
-def dialect_named(name: object) -> Dialect:
-    """Return the dialect that a connection names; OpenAI's if it names none.
+def is_azure(base_url: str) -> bool:
+    """Whether a base URL is of one of Azure's own hosts."""
+    return _AZURE_HOSTS.fullmatch(urlsplit(base_url).hostname or "") is not None
+
+
+def dialect_named(name: object, base_url: str = "") -> Dialect:
+    """Return the dialect that a connection names; if it names none, that of the host: Azure's or OpenAI's.
 
     :raises InvalidInputError: there is no such dialect
     """
     if name in (None, ""):
-        return OPENAI
+        return DIALECTS["azure"] if is_azure(base_url) else OPENAI
     dialect = DIALECTS.get(name) if isinstance(name, str) else None
     if dialect is None:
         raise InvalidInputError("dialect", f"{name!r} is not known; there are {', '.join(DIALECTS)}.")

@@ -8,17 +8,13 @@ import re
 from collections.abc import Mapping
 from urllib.parse import quote, urlsplit
 
-from airflow_provider_openai_batches.api.dialects import OPENAI, Dialect
+from airflow_provider_openai_batches.api.dialects import OPENAI, Dialect, is_azure
 from airflow_provider_openai_batches.api.errors import InvalidInputError
 from airflow_provider_openai_batches.api.inputs import check_base_url
 
 DEFAULT_BASE_URL = OPENAI.base_url
 ENTRA_SCOPE = "https://cognitiveservices.azure.com/.default"
 """What a token is for, unless the connection says otherwise: learn.microsoft.com/azure/ai-services/authentication."""
-
-_ENTRA_HOSTS = re.compile(r"[\w-]{1,63}\.(openai|cognitiveservices|services\.ai)\.azure\.(com|us|cn)", re.ASCII)
-"""Hosts that a token may go to. Unlike a key it is not the connection's but the machine's, and good for all resources
-that the machine may use: whoever may edit a connection must not be able to send it somewhere else."""
 
 _HEADER_NAME = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
 
@@ -79,7 +75,9 @@ class ClientSettings:
                 "password", "there is a key, but auth is 'entra', which has none. Empty the password, or change auth."
             )
         host = urlsplit(self.base_url).hostname or ""
-        is_safe = self.base_url.startswith("https:") and _ENTRA_HOSTS.fullmatch(host)
+        # Unlike a key, a token is not the connection's but the machine's, and good for all resources that this may use:
+        # whoever may edit a connection must not be able to send it somewhere else.
+        is_safe = self.base_url.startswith("https:") and is_azure(self.base_url)
         if not is_safe and not _is_loopback(host):
             raise InvalidInputError(
                 "host", f"a token of this machine's identity goes to hosts of Azure over https alone, not to {host}."

@@ -92,14 +92,22 @@ def client_settings(conn: Connection, extra: Mapping[str, Any]) -> ClientSetting
     """
     _checked_extra(conn, extra)
     try:
-        dialect = dialect_named(extra.get("dialect"))
         # The official provider keeps the arguments of its SDK's client here.
         sdk = _json_object(extra, "openai_client_kwargs")
-        base_url = str(conn.host or sdk.get("base_url") or dialect.base_url)
+        base_url = str(conn.host or sdk.get("base_url") or "")
+        dialect = dialect_named(extra.get("dialect"), base_url)
+        base_url = base_url or dialect.base_url
         if not base_url:
             raise InvalidInputError("host", f"{dialect.service} has no common address: give the base URL of yours.")
+        api_key = str(conn.password or sdk.get("api_key") or "")
+        if not api_key and extra.get("auth_type") == "workload_identity":
+            raise InvalidInputError(
+                "auth_type",
+                "'workload_identity' is the official provider's. Put a key into the password; Azure without a key is "
+                "dialect 'azure' with auth 'entra'.",
+            )
         return ClientSettings(
-            api_key=str(conn.password or sdk.get("api_key") or ""),
+            api_key=api_key,
             base_url=base_url,
             organization=_text(extra.get("organization") or sdk.get("organization")),
             project=_text(extra.get("project") or sdk.get("project")),

@@ -380,6 +380,10 @@ class TestConnection:
                 {"extra": {"auth": "entra"}},
                 "auth: expected 'bearer' or 'api-key', got 'entra'. Tokens of",
             ),
+            (
+                {"password": None, "extra": {"auth_type": "workload_identity"}},
+                "auth_type: 'workload_identity' is the official provider's. Put a key into the password",
+            ),
             ({"extra": {"openai_client_kwargs": "x"}}, "openai_client_kwargs: expected a JSON object"),
             ({"extra": {"openai_client_kwargs": {"timeout": {"read": 5}}}}, "timeout: expected"),
         ],
@@ -440,6 +444,22 @@ class TestConnection:
         assert hook.upload_file(request_lines(1)).id
         assert hook.get_conn().settings.timeout_s == 30
         assert hook.get_conn().settings.request_headers()["X-Team"] == "search"
+
+    @pytest.mark.parametrize(
+        ("host", "extra", "dialect"),
+        [
+            ("https://r.openai.azure.com/openai/v1", {}, "azure"),
+            ("https://r.services.ai.azure.com/openai/v1", {"dialect": ""}, "azure"),
+            ("https://r.openai.azure.com/openai/v1", {"dialect": "openai"}, "openai"),
+            ("https://openai.azure.com.example/openai/v1", {}, "openai"),
+            ("https://gateway.example/openai/v1", {}, "openai"),
+        ],
+    )
+    def test_a_host_of_azure_is_known(
+        self, connection: Connect, host: str, extra: dict[str, str], dialect: str
+    ) -> None:
+        connection(host=host, extra=extra)
+        assert OpenAIBatchesHook().get_conn().settings.dialect.name == dialect
 
     def test_default_host_is_openai(self, connection: Connect) -> None:
         connection(host=None)
