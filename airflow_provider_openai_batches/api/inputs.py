@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import codecs
 import logging
+import os
+import re
 from collections.abc import Container, Mapping
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -29,6 +31,9 @@ MAX_METADATA_KEY_CHARS = 64
 MAX_METADATA_VALUE_CHARS = 512
 
 _CHARS_SHOWN = 200
+_NOT_CARRIED = re.compile("[\0\ud800-\udfff]")
+"""Neither a URL nor a header nor a file's name can hold these: NUL, and half of a surrogate pair."""
+
 _EXPIRY_RANGE_S = (3_600, 2_592_000)
 _REQUIRED_FIELDS = {
     "/v1/chat/completions": "messages",
@@ -172,6 +177,29 @@ def shown(value: object) -> str:
     return text if len(text) <= _CHARS_SHOWN else f"{text[:_CHARS_SHOWN]}..."
 
 
+def check_text(value: object, param: str) -> str:
+    """Return a text that a URL, a header or a path can hold, or refuse what is none."""
+    if not isinstance(value, str):
+        raise InvalidInputError(param, f"expected a text, got {shown(value)}.")
+    if found := _NOT_CARRIED.search(value):
+        raise InvalidInputError(param, f"{shown(value)} has the character {found[0]!r}. Take it out.")
+    return value
+
+
+def check_path(value: Any, param: str, expected: str = "a path or URI") -> Any:
+    """Return a place of files as it is, or refuse what is none: a template that rendered to nothing is the usual cause.
+
+    :param value: text, path or ObjectStoragePath
+    :param expected: what should be there, for the error
+    """
+    # Asked of the class: looking up a storage that is not installed fails, and is not this check's.
+    is_place = isinstance(value, (str, os.PathLike)) or hasattr(type(value), "fs")
+    if not is_place or str(value).strip() in ("", "None"):
+        raise InvalidInputError(param, f"expected {expected}, got {shown(value)}.")
+    check_text(str(value), param)
+    return value
+
+
 def check_id(value: object, param: str) -> str:
     """Return an id, or refuse what cannot be one: an empty XCom is the usual cause."""
     if not isinstance(value, str) or not value.strip() or value.strip() in ("None", "null"):
@@ -179,13 +207,14 @@ def check_id(value: object, param: str) -> str:
     if value.strip() in (".", ".."):
         # Quoting cannot keep these in their place in a path.
         raise InvalidInputError(param, f"{shown(value)} is no id.")
-    return value.strip()
+    return check_text(value.strip(), param)
 
 
 def check_endpoint(endpoint: str, known: Container[str] = ENDPOINTS, service: str = "OpenAI") -> str:
     """Return the endpoint; warn about one that the service does not document, refuse what is no path."""
     if not isinstance(endpoint, str) or not endpoint.startswith("/") or " " in endpoint:
         raise InvalidInputError("endpoint", f"expected a path like '/v1/chat/completions', got {shown(endpoint)}.")
+    check_text(endpoint, "endpoint")
     if endpoint not in known:
         log.warning("Endpoint %s is not one %s documents for batches; passing it on.", endpoint, service)
     return endpoint
@@ -225,6 +254,8 @@ def check_metadata(metadata: Mapping[str, Any] | None, *, reserved: int = 0) -> 
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise InvalidInputError("metadata", f"{shown(key)}: {shown(value)} must both be texts; convert with str().")
+        check_text(key, "metadata")
+        check_text(value, "metadata")
         if not 0 < len(key) <= MAX_METADATA_KEY_CHARS:
             raise InvalidInputError("metadata", f"key {shown(key)} must have 1 to {MAX_METADATA_KEY_CHARS} characters.")
         if len(value) > MAX_METADATA_VALUE_CHARS:

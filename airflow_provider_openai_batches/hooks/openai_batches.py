@@ -23,7 +23,7 @@ from airflow_provider_openai_batches.api.errors import (
     OpenAIBatchesError,
     WaitTimeoutError,
 )
-from airflow_provider_openai_batches.api.inputs import MAX_BYTES, check_input_file, shown
+from airflow_provider_openai_batches.api.inputs import MAX_BYTES, check_input_file, check_path, check_text, shown
 from airflow_provider_openai_batches.api.progress import Progress
 from airflow_provider_openai_batches.hooks.connection import (
     client_settings,
@@ -143,8 +143,8 @@ class OpenAIBatchesHook(BaseHook):
         :param expires_after: seconds (3,600 to 2,592,000) until the service deletes the file; default: 30 days
         :raises InvalidInputError: the file is not what the API takes; names line, field and remedy
         """
-        if filename is not None and not isinstance(filename, str):
-            raise InvalidInputError("filename", f"expected a text, got {shown(filename)}.")
+        if filename is not None:
+            check_text(filename, "filename")
         with _readable(source) as (open_content, own_name):
             dialect = self.get_conn().settings.dialect
             with open_content() as content:
@@ -318,6 +318,7 @@ class OpenAIBatchesHook(BaseHook):
 
 def _path(location: str | Path | ObjectStoragePath, param: str) -> Path | ObjectStoragePath:
     """Return a local Path for anything local, so that renames are atomic; else an ObjectStoragePath."""
+    check_path(location, param)
     try:
         if isinstance(location, str):
             location = ObjectStoragePath(location) if "://" in location else Path(location)

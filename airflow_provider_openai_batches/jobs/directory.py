@@ -37,7 +37,7 @@ def open_directory(location: str | Path | ObjectStoragePath, *, drafts: str = _D
 
     # In Airflow 3.1 an ObjectStoragePath is a Path, too, wherever it leads.
     if not isinstance(location, (str, ObjectStoragePath)):
-        return _LocalDirectory(location, drafts)
+        return _LocalDirectory(Path(location), drafts)
     path = ObjectStoragePath(location) if isinstance(location, str) else location
     is_local = path.protocol in ("", "file", "local")
     if path.protocol in _CONDITIONAL and _azure_requests.level == logging.NOTSET:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError
-from airflow_provider_openai_batches.api.inputs import body_fault, check_endpoint, required_field
+from airflow_provider_openai_batches.api.inputs import body_fault, check_endpoint, check_text, required_field
 from airflow_provider_openai_batches.api.models import ENDPOINTS
 from airflow_provider_openai_batches.jobs.json_text import CONTEXT_TYPES, check_json, encode, shown
 from airflow_provider_openai_batches.jobs.sources import LINE_FIELDS, REQUEST_FIELDS, RowError, Rows, open_source
@@ -69,11 +69,17 @@ class RequestTemplate:
 
     def __post_init__(self) -> None:
         check_endpoint(self.endpoint)
-        if self.model is not None and not (isinstance(self.model, str) and self.model):
-            raise InvalidInputError("model", f"expected a model's name, got {self.model!r}.")
+        if self.model is not None:
+            if not isinstance(self.model, str) or self.model.strip() in ("", "None"):
+                raise InvalidInputError("model", f"expected a model's name, got {self.model!r}.")
+            check_text(self.model, "model")
         if self.system_prompt is not None:
             if not isinstance(self.system_prompt, str) or not self.system_prompt.strip():
                 raise InvalidInputError("system_prompt", f"expected a text, got {self.system_prompt!r}.")
+            try:
+                encode(self.system_prompt)
+            except RowError as error:
+                raise InvalidInputError("system_prompt", str(error)) from error
             if self.endpoint not in (CHAT, RESPONSES):
                 raise InvalidInputError("system_prompt", f"{self.endpoint} has no place for it; put it into each row.")
         if self.output is not None and self.endpoint not in (CHAT, RESPONSES):

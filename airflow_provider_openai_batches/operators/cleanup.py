@@ -112,9 +112,7 @@ class OpenAIBatchCleanupOperator(OpenAIBatchesOperator):
 
     def _rule(self) -> Callable[[Batch], bool]:
         """Return what says whether a batch's files may go."""
-        dag_ids = [self.dag_ids] if isinstance(self.dag_ids, str) else self.dag_ids
-        if dag_ids is not None and not all(dag_ids):
-            raise InvalidInputError("dag_ids", f"expected ids of DAGs, got {self.dag_ids!r}.")
+        dag_ids = None if self.dag_ids is None else parameters.names(self.dag_ids, "dag_ids", "ids of DAGs")
         succeeded = cache(has_succeeded)
 
         def may_go(batch: Batch) -> bool:

@@ -24,7 +24,7 @@ from airflow_provider_openai_batches.operators.base import OpenAIBatchesOperator
 from airflow_provider_openai_batches.operators.cleanup import OpenAIBatchCleanupOperator
 from airflow_provider_openai_batches.operators.download import OpenAIBatchDownloadOperator
 from airflow_provider_openai_batches.operators.job import OpenAIBatchOperator
-from airflow_provider_openai_batches.operators.parameters import seconds
+from airflow_provider_openai_batches.operators.parameters import flag, seconds
 from airflow_provider_openai_batches.operators.submission import find_or_create
 
 if TYPE_CHECKING:
@@ -132,11 +132,11 @@ class OpenAIBatchSubmitOperator(OpenAIBatchesOperator):
         self.completion_window = completion_window
         self.metadata = metadata
         self.output_expires_after = output_expires_after
-        self.wait_for_completion = wait_for_completion
-        self.deferrable = deferrable
+        self.wait_for_completion = flag(wait_for_completion, "wait_for_completion")
+        self.deferrable = flag(deferrable, "deferrable")
         self.poll_interval = seconds(poll_interval, "poll_interval")
         self.timeout = None if timeout is None else seconds(timeout, "timeout")
-        self.cancel_on_kill = cancel_on_kill
+        self.cancel_on_kill = flag(cancel_on_kill, "cancel_on_kill")
         self.batch_id: str | None = None
         self._ti: Any = None
         self._killed = False
@@ -279,8 +279,8 @@ class OpenAIBatchCancelOperator(OpenAIBatchesOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.batch_id = batch_id
-        self.wait_for_cancellation = wait_for_cancellation
-        self.deferrable = deferrable
+        self.wait_for_cancellation = flag(wait_for_cancellation, "wait_for_cancellation")
+        self.deferrable = flag(deferrable, "deferrable")
         self.poll_interval = seconds(poll_interval, "poll_interval")
 
     def execute(self, context: Context) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import ObjectStoragePath, XComArg
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError
-from airflow_provider_openai_batches.api.inputs import check_expiry
+from airflow_provider_openai_batches.api.inputs import check_expiry, check_path
 from airflow_provider_openai_batches.compat import task_state_store
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from airflow_provider_openai_batches.operators.job import OpenAIBatchOperator
 
 STORE_KEY = "openai_job"
+_PLACE = "a directory or its URI"
 
 
 class Rows:
@@ -78,7 +79,7 @@ def open_job(operator: OpenAIBatchOperator, rows: Callable[[], Any], context: Co
     from airflow_provider_openai_batches.jobs.requests import read_requests
 
     ti, store = context["ti"], task_state_store(context)
-    directory = open_directory(_location(operator.output_path, "output_path"))
+    directory = open_directory(check_path(operator.output_path, "output_path", _PLACE))
     settings = _settings(operator)
     try:
         ledger = open_ledger(
@@ -111,13 +112,6 @@ def open_job(operator: OpenAIBatchOperator, rows: Callable[[], Any], context: Co
     )
 
 
-def _location(value: str | ObjectStoragePath, param: str) -> str | ObjectStoragePath:
-    """Return a place, unless its template has rendered to nothing."""
-    if str(value).strip() in ("", "None"):
-        raise InvalidInputError(param, f"expected a directory or its URI, got {value!r}.")
-    return value
-
-
 def _settings(operator: OpenAIBatchOperator) -> JobSettings:
     from airflow_provider_openai_batches.jobs.answer_cache import AnswerCache
     from airflow_provider_openai_batches.jobs.classify import RetryLimits
@@ -144,7 +138,7 @@ def _settings(operator: OpenAIBatchOperator) -> JobSettings:
     check_expiry(operator.files_expire_after, "files_expire_after", range_s, dialect.service)
     cache = None
     if operator.answer_cache is not None:
-        place = _location(operator.answer_cache, "answer_cache")
+        place = check_path(operator.answer_cache, "answer_cache", _PLACE)
         cache = AnswerCache.at(place, operator.answer_cache_expires_after)
     queue_limits = operator.hook.queue_limits  # Each look is one at the connection.
     return JobSettings(
@@ -152,7 +146,7 @@ def _settings(operator: OpenAIBatchOperator) -> JobSettings:
             endpoint=operator.endpoint,
             model=operator.model,
             system_prompt=operator.system_prompt,
-            body=operator.body or {},
+            body={} if operator.body is None else operator.body,
             output=output,
         ),
         limits=ShardLimits(

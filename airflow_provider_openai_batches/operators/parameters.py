@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError
 
@@ -65,6 +66,24 @@ def one_of(value: Choice, param: str, *choices: str) -> Choice:
     if isinstance(value, str) and value in choices:
         return value
     raise InvalidInputError(param, f"expected {' or '.join(map(repr, choices))}, got {value!r}.")
+
+
+def is_list(value: object) -> TypeGuard[Collection[Any]]:
+    """Whether a value is several ones, in a list or the like. A text is one, and a dict something else."""
+    return isinstance(value, Collection) and not isinstance(value, (str, bytes, Mapping))
+
+
+def names(value: str | Collection[str], param: str, expected: str) -> list[str]:
+    """Return names, of which a single one may be given as it is.
+
+    :param value: the name, or the names
+    :param param: whose value it is
+    :param expected: what should be there, for the error
+    """
+    given = [value] if isinstance(value, str) else value
+    if is_list(given) and all(isinstance(each, str) and each for each in given):
+        return list(given)
+    raise InvalidInputError(param, f"expected {expected}, got {value!r}.")
 
 
 def _is_number(value: object) -> bool:

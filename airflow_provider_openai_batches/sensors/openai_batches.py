@@ -28,6 +28,7 @@ from airflow_provider_openai_batches.api.models import TERMINAL_STATUSES, Batch,
 from airflow_provider_openai_batches.api.progress import Progress
 from airflow_provider_openai_batches.hooks.openai_batches import DEFAULT_CONN_ID, OpenAIBatchesHook
 from airflow_provider_openai_batches.links import OpenAIBatchesPageLink, OpenAIBatchLink
+from airflow_provider_openai_batches.operators import parameters
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -69,18 +70,19 @@ class OpenAIBatchSensor(BaseSensorOperator):
         timeout: float | timedelta | None = None,
         **kwargs: Any,
     ) -> None:
-        # Before Airflow 3.2 a sensor takes no None for "the default".
-        wait = {} if timeout is None else {"timeout": timeout}
+        # Before Airflow 3.2 a sensor takes no None for "the default". 0 is one look, as with any sensor.
+        wait = {} if timeout is None else {"timeout": timeout and parameters.seconds(timeout, "timeout")}
+        poll_interval = parameters.seconds(poll_interval, "poll_interval")
         super().__init__(**{"poke_interval": poll_interval, **wait, **kwargs})
         self.batch_id = batch_id
         if failed_statuses is None:
-            is_target = target_statuses is not None and BatchStatus.FAILED in target_statuses
+            is_target = parameters.is_list(target_statuses) and BatchStatus.FAILED in target_statuses
             failed_statuses = () if is_target else (BatchStatus.FAILED,)
         self.takes_any_end = target_statuses is None
         self.target_statuses = sorted(TERMINAL_STATUSES) if target_statuses is None else target_statuses
         self.failed_statuses = failed_statuses
         self.conn_id = conn_id
-        self.deferrable = deferrable
+        self.deferrable = parameters.flag(deferrable, "deferrable")
         self._was_seen = False
 
     @cached_property
@@ -190,7 +192,8 @@ class OpenAIBatchSensor(BaseSensorOperator):
     def _check_statuses(self) -> None:
         for name in ("target_statuses", "failed_statuses"):
             statuses = getattr(self, name)
-            unknown = [statuses] if isinstance(statuses, str) else sorted(set(statuses) - set(BatchStatus))
+            is_list = parameters.is_list(statuses)
+            unknown = [each for each in statuses if each not in list(BatchStatus)] if is_list else [statuses]
             if unknown:
                 known = ", ".join(BatchStatus)
                 raise AirflowFailException(f"{name} takes a list of these: {known}; it has {unknown}.")

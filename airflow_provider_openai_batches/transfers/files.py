@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError
+from airflow_provider_openai_batches.api.inputs import check_path
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -27,8 +28,7 @@ def storage_path(location: Any, param: str) -> ObjectStoragePath:
     """
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-    if not isinstance(location, (str, os.PathLike, ObjectStoragePath)) or str(location).strip() in ("", "None"):
-        raise InvalidInputError(param, f"expected a path or URI, got {location!r}.")
+    check_path(location, param)
     return location if isinstance(location, ObjectStoragePath) else ObjectStoragePath(str(location))
 
 
@@ -67,6 +67,8 @@ def letters_file(location: Any) -> Iterator[Callable[[Mapping[str, Any]], None]]
         yield lambda letter: None
         return
     target = storage_path(location, "failed_path")
+    if is_local(target) and Path(target.path).is_dir():
+        raise InvalidInputError("failed_path", f"{target} is a directory; give the path of a JSONL file.")
     with TemporaryDirectory(prefix="openai-batches-") as directory:
         draft = Path(directory, "letters.jsonl")
         with draft.open("wb") as file:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
+from airflow_provider_openai_batches.operators import parameters
+
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -62,7 +64,7 @@ class OpenAIBatchResultsToParquetOperator(BaseOperator):
         from airflow_provider_openai_batches.transfers.dataset import write_partitions
         from airflow_provider_openai_batches.transfers.files import letters_file
 
-        partition_by = [self.partition_by] if isinstance(self.partition_by, str) else list(self.partition_by)
+        partition_by = parameters.names(self.partition_by, "partition_by", "names of columns")
         with letters_file(self.failed_path) as write_letter:
             files, stored, failed = write_partitions(self.results, self.path, self.columns, partition_by, write_letter)
         self._written = [Written(str(self.path), stored, len(files))]

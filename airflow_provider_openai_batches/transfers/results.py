@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError
+from airflow_provider_openai_batches.api.inputs import check_path
 from airflow_provider_openai_batches.results import read_results
 
 
@@ -22,7 +23,7 @@ def rows_of(results: Any) -> Iterator[dict[str, Any]]:
         raise InvalidInputError(
             "results", f"expected a job task's output (job.output) or its output_path, got {type(results).__name__}."
         )
-    return read_results(results)
+    return read_results(results if is_manifest else check_path(results, "results"))
 
 
 def place_of(results: Any) -> list[str]:

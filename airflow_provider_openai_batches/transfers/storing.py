@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError, OpenAIBatchesError
 from airflow_provider_openai_batches.jobs.json_text import shown
+from airflow_provider_openai_batches.operators import parameters
 from airflow_provider_openai_batches.transfers.columns import parse_columns, value_at
 from airflow_provider_openai_batches.transfers.dead_letters import LetterTable, dead_letter
 from airflow_provider_openai_batches.transfers.files import letters_file
@@ -55,7 +56,7 @@ class Storing:
         :raises InvalidInputError: they cannot take such rows
         """
         paths = parse_columns(columns)
-        key = [key] if isinstance(key, str) else list(key or ())
+        key = parameters.names(key, "key", "a column, or a list of columns")
         target = open_target(engine, table, key, paths, insert_missing=insert_missing)
         letters = None if failed_table is None else LetterTable.open(engine, failed_table, of=table)
         return cls(engine, target, paths, letters, failed_path)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError
+from airflow_provider_openai_batches.api.inputs import check_text
 from airflow_provider_openai_batches.transfers.refusals import RefusedError, attempt
 from airflow_provider_openai_batches.transfers.storable import storer
 
@@ -206,12 +207,13 @@ def split_name(name: str, param: str) -> tuple[str | None, str]:
     """
     if not isinstance(name, str) or not name.strip():
         raise InvalidInputError(param, f"expected table or schema.table, got {name!r}.")
+    check_text(name, param)
     schema, _, table = name.rpartition(".")
     return schema or None, table
 
 
 def _check_names(key: Sequence[str]) -> None:
-    if not key or not all(isinstance(name, str) for name in key):
+    if not key:
         raise InvalidInputError("key", f"expected a column, or a list of columns, got {key!r}.")
     if twice := sorted({name for name in key if list(key).count(name) > 1}):
         raise InvalidInputError("key", f"it names {', '.join(map(repr, twice))} more than once.")

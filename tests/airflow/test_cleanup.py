@@ -130,7 +130,7 @@ def test_a_file_that_cannot_be_deleted_saves_no_other_and_fails_the_task(
     assert set(files) & file_ids() == {files[0]}
 
 
-@pytest.mark.parametrize("dag_ids", ["", [""], ["label", ""]])
+@pytest.mark.parametrize("dag_ids", ["", [""], ["label", ""], 5, [1], {"label": 1}, b"label"])
 def test_a_name_that_is_none_deletes_nothing(emulator: Emulator, dag_ids: Any) -> None:
     operator = OpenAIBatchCleanupOperator(task_id="clean", dag_ids=dag_ids)
     with pytest.raises(OpenAIBatchesError, match="dag_ids: expected ids of DAGs"):

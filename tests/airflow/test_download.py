@@ -284,8 +284,15 @@ def test_missing_id_is_refused(missing: Any, emulator: Emulator, tmp_path: Path)
     assert emulator.calls == []
 
 
-@pytest.mark.parametrize("missing", [None, "", "None"])
-def test_missing_path_is_refused(batch_id: str, missing: Any, emulator: Emulator) -> None:
+@pytest.mark.parametrize("wrong", [None, "", "None", 5, {}, [], b"labels"])
+def test_what_is_no_path_is_refused(batch_id: str, wrong: Any, emulator: Emulator) -> None:
     emulator.advance(DONE_AFTER_S)
     with pytest.raises(InvalidInputError, match="output_path: expected a directory"):
-        download(batch_id, missing)
+        download(batch_id, wrong)
+
+
+@pytest.mark.parametrize("char", ["\0", "\ud800"])
+def test_path_that_no_file_can_have_is_refused(batch_id: str, char: str, emulator: Emulator, tmp_path: Path) -> None:
+    emulator.advance(DONE_AFTER_S)
+    with pytest.raises(InvalidInputError, match=r"output_path: .* Take it out"):
+        download(batch_id, f"{tmp_path}/{char}")

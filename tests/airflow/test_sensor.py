@@ -300,6 +300,10 @@ class TestBadInput:
             ({"target_statuses": ["done"]}, r"target_statuses takes .* it has \['done'\]"),
             ({"failed_statuses": ["error"]}, r"failed_statuses takes .* it has \['error'\]"),
             ({"target_statuses": []}, "target_statuses is empty"),
+            ({"target_statuses": 5}, r"target_statuses takes .* it has \[5\]"),
+            ({"target_statuses": [["failed"], 1]}, r"target_statuses takes .* it has \[\['failed'\], 1\]"),
+            ({"failed_statuses": b"failed"}, r"failed_statuses takes .* it has \[b'failed'\]"),
+            ({"failed_statuses": {}}, r"failed_statuses takes .* it has \[\{\}\]"),
         ],
     )
     def test_status_that_does_not_exist_is_refused(
@@ -308,6 +312,18 @@ class TestBadInput:
         with pytest.raises(AirflowFailException, match=message):
             sensor("batch_1", **options).execute({})
         assert emulator.calls == []
+
+    @pytest.mark.parametrize(
+        ("parameter", "value"),
+        [
+            *(("deferrable", value) for value in ("False", None, 1)),
+            *(("poll_interval", value) for value in (0, "60", None, float("nan"))),
+            *(("timeout", value) for value in (-1, "60", float("inf"))),
+        ],
+    )
+    def test_parameter_that_cannot_work_is_refused_when_the_dag_is_parsed(self, parameter: str, value: Any) -> None:
+        with pytest.raises(InvalidInputError, match=f"^{parameter}: "):
+            OpenAIBatchSensor(task_id="wait", batch_id="batch_1", **{parameter: value})
 
     @pytest.mark.parametrize("missing", [None, "", "None"])
     def test_missing_id_is_refused(self, missing: Any, emulator: Emulator) -> None:

@@ -510,6 +510,12 @@ class TestTimeout:
         with pytest.raises(InvalidInputError, match=f"{name}: expected a positive number of seconds"):
             submit("file-1", **{name: value})
 
+    @pytest.mark.parametrize("name", ["wait_for_completion", "deferrable", "cancel_on_kill"])
+    @pytest.mark.parametrize("value", ["False", None, 1, float("nan")])
+    def test_flags_are_true_or_false(self, name: str, value: Any) -> None:
+        with pytest.raises(InvalidInputError, match=f"{name}: expected True or False"):
+            submit("file-1", **{name: value})
+
 
 class TestDeferral:
     def test_trigger_gets_all_it_needs(self, file_id: str, attempts: Attempts) -> None:
@@ -730,12 +736,15 @@ class TestBadInput:
             ({"metadata": {"airflow_dag_id": "x"}}, "metadata: 'airflow_dag_id' is the provider's own key"),
             ({"metadata": {"idempotency_token": "x"}}, "metadata: 'idempotency_token' is the provider's own key"),
             ({"metadata": {"k" * 65: "v"}}, "must have 1 to 64 characters"),
+            ({"metadata": {"k": "\ud800"}}, "metadata: .* Take it out"),
             ({"metadata": {"k": "v" * 513}}, "the value of 'k' has 513 characters, at most 512 fit"),
             ({"metadata": {f"k{n}": "v" for n in range(11)}}, "11 pairs are too many: at most 10; 6 of the API's 16"),
             ({"output_expires_after": 60}, "output_expires_after: expected 3,600 to 2,592,000 seconds"),
             ({"input_file_id": None}, "input_file_id: expected an id, got None. Did the upstream task push one?"),
             ({"input_file_id": "None"}, "input_file_id: expected an id"),
             ({"input_file_id": ""}, "input_file_id: expected an id"),
+            ({"input_file_id": "\ud800"}, r"input_file_id: '\\ud800' has the character '\\ud800'. Take it out"),
+            ({"input_file_id": "a\0b"}, "input_file_id: .* Take it out"),
         ],
     )
     def test_names_field_and_remedy_and_sends_nothing(

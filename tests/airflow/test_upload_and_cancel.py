@@ -51,6 +51,10 @@ class TestUpload:
         [
             ("/nowhere/in.jsonl", {}, "source: /nowhere/in.jsonl does not exist, or this worker cannot see it"),
             ("", {}, "source: the path is empty"),
+            ("a\0b", {}, "source: .* Take it out"),
+            ("{input_file}", {"filename": 5}, "filename: expected a text, got 5"),
+            ("{input_file}", {"filename": "\ud800"}, r"filename: '\\ud800' has the character '\\ud800'. Take it out"),
+            ("{input_file}", {"filename": "a\0b"}, r"filename: 'a\\x00b' has the character '\\x00'. Take it out"),
             ("{input_file}", {"expires_after": 60}, "expires_after: expected 3,600 to 2,592,000 seconds"),
             ("{input_file}", {"expires_after": "1d"}, "expires_after: expected 3,600 to 2,592,000 seconds"),
         ],
@@ -165,9 +169,18 @@ class TestCancel:
         with pytest.raises(NotFoundError, match="batch_nowhere"):
             canceller("batch_nowhere").execute(attempts.next())
 
-    @pytest.mark.parametrize("missing", [None, "", "None"])
-    def test_missing_id_is_refused(self, missing: Any, emulator: Emulator, attempts: Attempts) -> None:
-        with pytest.raises(InvalidInputError, match="batch_id: expected an id"):
-            canceller(missing).execute(attempts.next())
+    @pytest.mark.parametrize("name", ["wait_for_cancellation", "deferrable"])
+    @pytest.mark.parametrize("value", ["False", None, 1, float("nan")])
+    def test_flags_are_true_or_false(self, name: str, value: Any) -> None:
+        with pytest.raises(InvalidInputError, match=f"{name}: expected True or False"):
+            canceller("batch_1", **{name: value})
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [*((missing, "expected an id") for missing in (None, "", "None")), ("\ud800", ".* Take it out")],
+    )
+    def test_what_is_no_id_is_refused(self, wrong: Any, message: str, emulator: Emulator, attempts: Attempts) -> None:
+        with pytest.raises(InvalidInputError, match=f"batch_id: {message}"):
+            canceller(wrong).execute(attempts.next())
         assert emulator.calls == []
         assert attempts.xcoms == {}

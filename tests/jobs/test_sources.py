@@ -75,6 +75,8 @@ class Frame:
     [
         ("Summarize this.", "a bare string is not a list of requests: 'Summarize this.'"),
         ("Summarize\nrows.csv", "a bare string"),
+        ("a\0b.csv", "Take it out"),
+        ("\ud800.jsonl", "Take it out"),
         ("x" * 10_000, "..."),
         ({"prompt": "hi"}, "list"),
         (b"hi", "bytes"),

@@ -266,6 +266,8 @@ def test_text_of_rows_makes_no_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"partition_by": None}, "partition_by: expected names of columns, got None"),
+        ({"partition_by": 5}, "partition_by: expected names of columns, got 5"),
         ({"partition_by": ["month"]}, "partition_by: 'month' is not among the columns id, label, day"),
         ({"partition_by": ["id", "label", "day"]}, "partition_by: no column would be left"),
         ({"partition_by": ["day", "day"]}, "partition_by: 'day' is there more than once"),

@@ -233,8 +233,14 @@ class TestKeys:
             ({"key": ["review_id", "review_id"]}, "key: it names 'review_id' more than once"),
             ({"key": []}, "key: expected a column, or a list of columns"),
             ({"key": None, "insert_missing": False}, "key: expected a column"),
+            ({"key": 5}, "key: expected a column"),
+            ({"key": [5]}, "key: expected a column"),
             ({"table": None}, "table: expected table or schema.table, got None"),
+            ({"table": "a\0b"}, "table: .* Take it out"),
             ({"failed_table": " "}, "failed_table: expected table or schema.table, got ' '"),
+            ({"failed_table": "\ud800"}, "failed_table: .* Take it out"),
+            ({"failed_path": "/"}, "failed_path: / is a directory"),
+            ({"failed_path": "a\0b"}, "failed_path: .* Take it out"),
         ],
     )
     def test_what_is_no_key_or_table_is_refused(
