@@ -23,7 +23,7 @@ from airflow_provider_openai_batches.api.errors import (
     OpenAIBatchesError,
     WaitTimeoutError,
 )
-from airflow_provider_openai_batches.api.inputs import MAX_BYTES, check_input_file, check_path, check_text, shown
+from airflow_provider_openai_batches.api.inputs import MAX_BYTES, check_input_file, check_text, shown
 from airflow_provider_openai_batches.api.progress import Progress
 from airflow_provider_openai_batches.hooks.connection import (
     client_settings,
@@ -318,17 +318,13 @@ class OpenAIBatchesHook(BaseHook):
 
 def _path(location: str | Path | ObjectStoragePath, param: str) -> Path | ObjectStoragePath:
     """Return a local Path for anything local, so that renames are atomic; else an ObjectStoragePath."""
-    check_path(location, param)
-    try:
-        if isinstance(location, str):
-            location = ObjectStoragePath(location) if "://" in location else Path(location)
-        if isinstance(location, ObjectStoragePath):
-            if location.protocol in ("file", "local", ""):
-                return Path(location.path)
-            _ = location.fs  # Looked up by the scheme, when it is first asked for.
-    except ValueError as error:
-        hint = "Install the Airflow provider for this kind of storage, such as apache-airflow-providers-amazon for s3"
-        raise InvalidInputError(param, f"{location}: {error}. {hint}.") from error
+    from airflow_provider_openai_batches.jobs.locations import check_location
+
+    check_location(location, param)
+    if isinstance(location, str):
+        location = ObjectStoragePath(location) if "://" in location else Path(location)
+    if isinstance(location, ObjectStoragePath) and location.protocol in ("file", "local", ""):
+        return Path(location.path)
     return location
 
 

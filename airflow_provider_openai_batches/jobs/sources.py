@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias
 import msgspec
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError
-from airflow_provider_openai_batches.api.inputs import MAX_BYTES, check_path
+from airflow_provider_openai_batches.api.inputs import MAX_BYTES
+from airflow_provider_openai_batches.jobs.locations import check_location
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -107,7 +108,7 @@ def _path(text: str) -> Any:
             f"a bare string is not a list of requests: {shown!r}. Put a prompt into a list, or give the path of a file "
             f"that ends in {_SUFFIXES}."
         )
-    check_path(text, "requests")
+    check_location(text, "requests")
     return path_of(text)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import ObjectStoragePath, XComArg
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError
-from airflow_provider_openai_batches.api.inputs import check_expiry, check_path
+from airflow_provider_openai_batches.api.inputs import check_expiry
 from airflow_provider_openai_batches.compat import task_state_store
 
 if TYPE_CHECKING:
@@ -75,11 +75,12 @@ def open_job(operator: OpenAIBatchOperator, rows: Callable[[], Any], context: Co
     from airflow_provider_openai_batches.jobs.directory import open_directory
     from airflow_provider_openai_batches.jobs.engine import Job
     from airflow_provider_openai_batches.jobs.ledger import Owner
+    from airflow_provider_openai_batches.jobs.locations import check_location
     from airflow_provider_openai_batches.jobs.opening import Replan, open_ledger
     from airflow_provider_openai_batches.jobs.requests import read_requests
 
     ti, store = context["ti"], task_state_store(context)
-    directory = open_directory(check_path(operator.output_path, "output_path", _PLACE))
+    directory = open_directory(check_location(operator.output_path, "output_path", _PLACE))
     settings = _settings(operator)
     try:
         ledger = open_ledger(
@@ -115,6 +116,7 @@ def open_job(operator: OpenAIBatchOperator, rows: Callable[[], Any], context: Co
 def _settings(operator: OpenAIBatchOperator) -> JobSettings:
     from airflow_provider_openai_batches.jobs.answer_cache import AnswerCache
     from airflow_provider_openai_batches.jobs.classify import RetryLimits
+    from airflow_provider_openai_batches.jobs.locations import check_location
     from airflow_provider_openai_batches.jobs.plan import JobSettings
     from airflow_provider_openai_batches.jobs.pricing import parse_prices
     from airflow_provider_openai_batches.jobs.requests import RequestTemplate
@@ -138,7 +140,7 @@ def _settings(operator: OpenAIBatchOperator) -> JobSettings:
     check_expiry(operator.files_expire_after, "files_expire_after", range_s, dialect.service)
     cache = None
     if operator.answer_cache is not None:
-        place = check_path(operator.answer_cache, "answer_cache", _PLACE)
+        place = check_location(operator.answer_cache, "answer_cache", _PLACE)
         cache = AnswerCache.at(place, operator.answer_cache_expires_after)
     queue_limits = operator.hook.queue_limits  # Each look is one at the connection.
     return JobSettings(

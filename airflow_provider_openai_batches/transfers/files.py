@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError
-from airflow_provider_openai_batches.api.inputs import check_path
+from airflow_provider_openai_batches.jobs.locations import check_location
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -28,7 +28,7 @@ def storage_path(location: Any, param: str) -> ObjectStoragePath:
     """
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-    check_path(location, param)
+    check_location(location, param)
     return location if isinstance(location, ObjectStoragePath) else ObjectStoragePath(str(location))
 
 

@@ -291,6 +291,12 @@ def test_what_is_no_path_is_refused(batch_id: str, wrong: Any, emulator: Emulato
         download(batch_id, wrong)
 
 
+def test_path_in_a_storage_without_a_provider_is_refused(batch_id: str, emulator: Emulator) -> None:
+    emulator.advance(DONE_AFTER_S)
+    with pytest.raises(InvalidInputError, match=r"output_path: nosuch:.*Install the Airflow provider"):
+        download(batch_id, "nosuch://bucket/answers")
+
+
 @pytest.mark.parametrize("char", ["\0", "\ud800"])
 def test_path_that_no_file_can_have_is_refused(batch_id: str, char: str, emulator: Emulator, tmp_path: Path) -> None:
     emulator.advance(DONE_AFTER_S)

@@ -475,6 +475,10 @@ def test_other_task_with_the_same_questions_and_cache_is_done_without_a_batch(
         ({"answer_cache": "None"}, "answer_cache: expected a directory"),
         ({"answer_cache": 5}, "answer_cache: expected a directory or its URI, got 5"),
         ({"answer_cache": []}, r"answer_cache: expected a directory or its URI, got \[\]"),
+        (
+            {"answer_cache": "nosuch://bucket/a"},
+            r"answer_cache: nosuch://bucket/a: .*nosuch.*. Install the Airflow provider",
+        ),
         ({"answer_cache": "a\0b"}, r"answer_cache: 'a\\x00b' has the character '\\x00'"),
         ({"answer_cache_expires_after": 0}, "answer_cache_expires_after: expected a positive number"),
         ({"deduplicate": "False"}, "deduplicate: expected True or False"),
@@ -764,7 +768,10 @@ def test_an_output_path_that_cannot_be_made_is_named_before_anything_is_sent(
         ("output_path", ""),
         ("output_path", None),
         ("output_path", "None"),
-        *(("output_path", value) for value in (5, True, ["/labels"], {"a": 1}, b"/labels", "a\0b", "\ud800")),
+        *(
+            ("output_path", value)
+            for value in (5, True, ["/labels"], {"a": 1}, b"/labels", "a\0b", "\ud800", "nosuch://b/labels")
+        ),
         ("model", ""),
         ("model", "None"),
         ("model", 4),
