@@ -31,6 +31,7 @@ MAX_METADATA_KEY_CHARS = 64
 MAX_METADATA_VALUE_CHARS = 512
 
 _CHARS_SHOWN = 200
+_HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
 _NOT_CARRIED = re.compile("[\0\ud800-\udfff]")
 """Neither a URL nor a header nor a file's name can hold these: NUL, and half of a surrogate pair."""
 
@@ -254,8 +255,8 @@ def check_metadata(metadata: Mapping[str, Any] | None, *, reserved: int = 0) -> 
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise InvalidInputError("metadata", f"{shown(key)}: {shown(value)} must both be texts; convert with str().")
-        check_text(key, "metadata")
-        check_text(value, "metadata")
+        if found := _HALF_A_CHARACTER.search(key + value):
+            raise InvalidInputError("metadata", f"{shown(key)}: {shown(value)} has {found[0]!r}. Take it out.")
         if not 0 < len(key) <= MAX_METADATA_KEY_CHARS:
             raise InvalidInputError("metadata", f"key {shown(key)} must have 1 to {MAX_METADATA_KEY_CHARS} characters.")
         if len(value) > MAX_METADATA_VALUE_CHARS:

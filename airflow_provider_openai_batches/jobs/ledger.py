@@ -15,9 +15,10 @@ import msgspec
 from airflow_provider_openai_batches.api.errors import OpenAIBatchesError
 from airflow_provider_openai_batches.api.models import TERMINAL_STATUSES, Usage
 
-VERSION = 2
+VERSION = 3
 """Of the format: a reader of a lower one would drop what it does not know with its first save, and so lose rows, or buy
-some again. 2: rows that are not sent (``cached_rows``, ``duplicate_rows``) and rounds without a batch (``direct``)."""
+some again. 2: rows that are not sent (``cached_rows``, ``duplicate_rows``) and rounds without a batch (``direct``).
+3: whose answers the rows' keys are for (``service``)."""
 
 
 class LedgerError(OpenAIBatchesError):

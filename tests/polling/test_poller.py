@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from airflow_provider_openai_batches import polling, telemetry
+from airflow_provider_openai_batches import polling
 from airflow_provider_openai_batches.api.errors import OpenAIBatchesError, status_error
 from airflow_provider_openai_batches.polling import BatchPoller, Outage, Track, backoff_s
 from tests.api.scripted_server import RESET, Answer
@@ -480,16 +480,16 @@ def test_a_defect_in_the_loop_strands_nobody(
     batches = world.add(5)
 
     def defect(*args: object, **kwargs: object) -> None:
-        raise kind("metrics are broken")
+        raise kind("the loop is broken")
 
     async def main() -> None:
         waits = [asyncio.create_task(wait_for(conn_id, batch_id)) for batch_id in batches]
         await until(lambda: len(world.requests) >= 2)
         with monkeypatch.context() as broken:
-            broken.setattr(telemetry.Stats, "incr", defect)
+            broken.setattr(polling, "polled", defect)
             results = await asyncio.gather(*waits, return_exceptions=True)
         assert {str(result) for result in results} == {
-            f"Polling batches on {conn_id} broke down: {kind.__name__}: metrics are broken"
+            f"Polling batches on {conn_id} broke down: {kind.__name__}: the loop is broken"
         }
         world.change(batches, "completed")
         await wait_for(conn_id, *batches)
@@ -504,12 +504,12 @@ def test_a_loop_that_broke_down_is_closed_even_if_its_successor_is_there_already
     [batch_id] = world.add()
 
     def defect(*args: object, **kwargs: object) -> None:
-        raise RuntimeError("metrics are broken")
+        raise RuntimeError("the loop is broken")
 
     async def main() -> None:
         async with BatchPoller.watch(conn_id, [batch_id], poll_interval=0.05) as watch:
             with monkeypatch.context() as broken:
-                broken.setattr(telemetry.Stats, "incr", defect)
+                broken.setattr(polling, "polled", defect)
                 with pytest.raises(OpenAIBatchesError, match="broke down"):
                     await sighted(watch, "completed")
             successor = asyncio.create_task(wait_for(conn_id, batch_id, poll_interval=0.05))
