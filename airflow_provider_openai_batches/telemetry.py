@@ -11,7 +11,8 @@ import functools
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -96,18 +97,11 @@ def polled(conn_id: str, calls: int, failures: Iterable[Exception]) -> None:
     :param calls: how many were made, whatever came of them
     :param failures: the errors of those that failed, one for each
     """
-    try:
+    with _harmless():
         let_metrics_out()
-        _count(POLL_CALLS, calls, conn_id=conn_id)
-        for error, failed in Counter(type(failure).__name__ for failure in failures).items():
-            _count(POLL_ERRORS, failed, conn_id=conn_id, error=error)
-    except Exception:  # noqa: BLE001 - what is wrong with metrics is not the affair of the tasks that wait
-        _say_once("Calls to the service cannot be counted, since metrics cannot be sent.")
-
-
-@functools.cache
-def _say_once(message: str) -> None:
-    log.exception(message)
+    _count(POLL_CALLS, calls, conn_id=conn_id)
+    for error, failed in Counter(type(failure).__name__ for failure in failures).items():
+        _count(POLL_ERRORS, failed, conn_id=conn_id, error=error)
 
 
 @dataclass(frozen=True)
@@ -133,7 +127,8 @@ class Meter:
         _count(ENDED, 1, status=batch.status if batch.status in set(BatchStatus) else "other", **place)
         if batch.created_at and batch.in_progress_at and batch.in_progress_at >= batch.created_at:
             waited = datetime.timedelta(seconds=batch.in_progress_at - batch.created_at)
-            Stats.timing(QUEUE_WAIT.name, waited, tags=_tags(QUEUE_WAIT, place))
+            with _harmless():
+                Stats.timing(QUEUE_WAIT.name, waited, tags=_tags(QUEUE_WAIT, place))
 
     def answered(
         self,
@@ -180,7 +175,22 @@ _KINDS = {
 
 def _count(metric: Metric, amount: int, **tags: str | None) -> None:
     if amount > 0:
-        Stats.incr(metric.name, amount, tags=_tags(metric, tags))
+        with _harmless():
+            Stats.incr(metric.name, amount, tags=_tags(metric, tags))
+
+
+@contextmanager
+def _harmless() -> Iterator[None]:
+    """Let paid work go on, and waiting, whatever is wrong with the settings of metrics."""
+    try:
+        yield
+    except Exception:  # noqa: BLE001 - each backend has errors of its own
+        _say_once("Nothing can be counted, since metrics cannot be sent.")
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    log.exception(message)
 
 
 def _tags(metric: Metric, values: Mapping[str, str | None]) -> dict[str, str]:

@@ -340,11 +340,18 @@ def test_a_process_that_runs_no_task_sends_what_it_counts_too(server: Received) 
     assert server.amount("poll_errors", error="TimeoutError") == 1
 
 
-def test_who_polls_goes_on_if_metrics_cannot_be_sent(server: Received, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_goes_on_if_metrics_cannot_be_sent(server: Received, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__METRICS__STATSD_PORT", "none")
-    code = "from airflow_provider_openai_batches.telemetry import polled\npolled('team', 2, [])\npolled('team', 2, [])"
+    code = (
+        "from airflow_provider_openai_batches.api.models import Batch\n"
+        "from airflow_provider_openai_batches.telemetry import Meter, polled\n"
+        "polled('team', 2, [])\n"
+        "meter = Meter('dag', 'team', None)\n"
+        "meter.created(1, 'm')\n"
+        "meter.ended(Batch(id='batch_1', status='completed', created_at=1, in_progress_at=2), None)"
+    )
     ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert (ended.stdout + ended.stderr).count("Calls to the service cannot be counted") == 1
+    assert (ended.stdout + ended.stderr).count("Nothing can be counted") == 1
 
 
 def test_no_text_of_others_breaks_a_line(statsd: Received) -> None:
