@@ -31,6 +31,7 @@ from airflow_provider_openai_batches.hooks.connection import (
     connection_prices,
     connection_queue_limits,
 )
+from airflow_provider_openai_batches.jobs.locations import check_location
 
 if TYPE_CHECKING:
     from airflow_provider_openai_batches.api.client import BatchClient
@@ -318,8 +319,6 @@ class OpenAIBatchesHook(BaseHook):
 
 def _path(location: str | Path | ObjectStoragePath, param: str) -> Path | ObjectStoragePath:
     """Return a local Path for anything local, so that renames are atomic; else an ObjectStoragePath."""
-    from airflow_provider_openai_batches.jobs.locations import check_location
-
     check_location(location, param)
     if isinstance(location, str):
         location = ObjectStoragePath(location) if "://" in location else Path(location)

@@ -18,6 +18,7 @@ from airflow_provider_openai_batches.api.errors import (
 )
 from airflow_provider_openai_batches.api.inputs import check_id
 from airflow_provider_openai_batches.api.models import Batch, BatchStatus
+from airflow_provider_openai_batches.jobs.locations import check_location
 from airflow_provider_openai_batches.links import OpenAIBatchesPageLink, OpenAIBatchLink, OpenAIBatchResultsLink
 from airflow_provider_openai_batches.operators.base import OpenAIBatchesOperator
 
@@ -63,8 +64,6 @@ class OpenAIBatchDownloadOperator(OpenAIBatchesOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Fetch both files, check that every answered request is there, and judge the batch."""
         self.batch_id = check_id(self.batch_id, "batch_id")
-        from airflow_provider_openai_batches.jobs.locations import check_location
-
         check_location(self.output_path, "output_path", "a directory or its URI")
         context["ti"].xcom_push(key="batch_id", value=self.batch_id)
         batch = self.hook.retrieve_batch(self.batch_id)

@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath, XComArg
 from airflow_provider_openai_batches.api.errors import InvalidInputError
 from airflow_provider_openai_batches.api.inputs import check_expiry
 from airflow_provider_openai_batches.compat import task_state_store
+from airflow_provider_openai_batches.jobs.locations import check_location
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -75,7 +76,6 @@ def open_job(operator: OpenAIBatchOperator, rows: Callable[[], Any], context: Co
     from airflow_provider_openai_batches.jobs.directory import open_directory
     from airflow_provider_openai_batches.jobs.engine import Job
     from airflow_provider_openai_batches.jobs.ledger import Owner
-    from airflow_provider_openai_batches.jobs.locations import check_location
     from airflow_provider_openai_batches.jobs.opening import Replan, open_ledger
     from airflow_provider_openai_batches.jobs.requests import read_requests
 
@@ -116,7 +116,6 @@ def open_job(operator: OpenAIBatchOperator, rows: Callable[[], Any], context: Co
 def _settings(operator: OpenAIBatchOperator) -> JobSettings:
     from airflow_provider_openai_batches.jobs.answer_cache import AnswerCache
     from airflow_provider_openai_batches.jobs.classify import RetryLimits
-    from airflow_provider_openai_batches.jobs.locations import check_location
     from airflow_provider_openai_batches.jobs.plan import JobSettings
     from airflow_provider_openai_batches.jobs.pricing import parse_prices
     from airflow_provider_openai_batches.jobs.requests import RequestTemplate
