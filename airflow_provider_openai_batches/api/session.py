@@ -13,12 +13,13 @@ import requests
 from urllib3.exceptions import HTTPError, LocationParseError, NewConnectionError
 
 from airflow_provider_openai_batches.api.entra import TokenSource
+from airflow_provider_openai_batches.api.error_answers import status_error
 from airflow_provider_openai_batches.api.errors import (
     APIConnectionError,
     APIStatusError,
     InvalidInputError,
     InvalidResponseError,
-    status_error,
+    UnreachableError,
 )
 from airflow_provider_openai_batches.api.models import one_line
 from airflow_provider_openai_batches.api.settings import ClientSettings
@@ -229,10 +230,9 @@ class ServiceSession:
                 maybe_applied=False,
             )
         if _never_connected(error):
-            return APIConnectionError(
+            return UnreachableError(
                 f"{call}: no connection to {host}: {type(error).__name__}: {text}. "
-                "Check the connection's host, the network and its proxy.",
-                maybe_applied=False,
+                "Check the connection's host, the network and its proxy."
             )
         kind = "timed out" if isinstance(error, requests.Timeout) else "got no complete answer"
         failure = APIConnectionError(f"{call} to {host} {kind}: {type(error).__name__}: {text}")

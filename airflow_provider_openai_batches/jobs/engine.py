@@ -23,6 +23,7 @@ from airflow_provider_openai_batches.api.errors import (
     NotFoundError,
     OpenAIBatchesError,
     TooLargeError,
+    UnreachableError,
     WrongPathError,
 )
 from airflow_provider_openai_batches.api.models import Batch, BatchStatus
@@ -61,6 +62,9 @@ _REFUSALS_SHOWN = 20
 
 MOST_TROUBLES = 20
 """Such pauses in a row before the task fails: most of a working day. Its next attempt goes on all the same."""
+
+MOST_TROUBLES_AT_FIRST = 6
+"""The same for a job that has never had a connection: half an hour. The place may be the wrong one."""
 
 
 class ShardRefusedError(OpenAIBatchesError):
@@ -339,7 +343,7 @@ def _advance_shard(job: Job, shard: Shard, *, buying: bool, holding: bool) -> Op
         if is_its_own and not is_open and not error.transient:
             _refuse(job, shard, error)
             return None
-        if not error.transient or current.troubles >= MOST_TROUBLES:
+        if not error.transient or current.troubles >= _most_troubles(job, error):
             return error
         first, longest = TROUBLE_WAIT_S
         wait = max(error.retry_after_s or 0.0, min(first * 2**current.troubles, longest) * job.patience)
@@ -348,6 +352,11 @@ def _advance_shard(job: Job, shard: Shard, *, buying: bool, holding: bool) -> Op
         job.save()
         log.warning("Shard %d goes on in %.0f seconds: %s", shard.index, wait, error)
     return None
+
+
+def _most_troubles(job: Job, error: OpenAIBatchesError) -> int:
+    was_reached = any(each.file_id for shard in job.ledger.shards for each in shard.rounds)
+    return MOST_TROUBLES if was_reached or not isinstance(error, UnreachableError) else MOST_TROUBLES_AT_FIRST
 
 
 def _refuse(job: Job, shard: Shard, error: OpenAIBatchesError) -> None:

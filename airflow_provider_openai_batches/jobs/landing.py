@@ -7,12 +7,12 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from airflow_provider_openai_batches.api.error_answers import is_queue_full
 from airflow_provider_openai_batches.api.errors import (
     BatchFailedError,
     DownloadIncompleteError,
     NotFoundError,
     OpenAIBatchesError,
-    is_queue_full,
 )
 from airflow_provider_openai_batches.api.models import Batch, BatchStatus
 from airflow_provider_openai_batches.api.tracing import traced

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from requests.structures import CaseInsensitiveDict
 
 from airflow_provider_openai_batches.api import errors
+from airflow_provider_openai_batches.api.error_answers import is_queue_full, retry_after, status_error
 from airflow_provider_openai_batches.api.errors import (
     APIStatusError,
     AuthenticationError,
@@ -27,9 +28,6 @@ from airflow_provider_openai_batches.api.errors import (
     ServerError,
     TooLargeError,
     WrongPathError,
-    is_queue_full,
-    retry_after,
-    status_error,
 )
 from airflow_provider_openai_batches.api.models import Batch
 

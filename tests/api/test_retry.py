@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from airflow_provider_openai_batches.api.error_answers import status_error
 from airflow_provider_openai_batches.api.errors import (
     APIConnectionError,
     CreateOutcomeUnknownError,
@@ -11,7 +12,6 @@ from airflow_provider_openai_batches.api.errors import (
     InvalidInputError,
     InvalidResponseError,
     OpenAIBatchesError,
-    status_error,
 )
 from airflow_provider_openai_batches.api.retry import (
     LONGEST_WAIT_S,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from airflow_provider_openai_batches.api.errors import (
     DownloadIncompleteError,
     InvalidInputError,
     OpenAIBatchesError,
+    UnreachableError,
 )
 from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.jobs.engine import (
@@ -311,6 +313,19 @@ def test_trouble_that_lasts_fails_the_task_and_its_next_attempt_goes_on(new_worl
     with pytest.raises(OpenAIBatchesError, match="503"):
         world.run()
     assert world.calls("POST /v1/files") == tries
+    world.check_results(world.run())
+
+
+def test_job_whose_service_is_nowhere_fails_within_the_hour_and_its_next_attempt_goes_on(
+    new_world: NewWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = new_world(rows=["a"])
+    nowhere, began = replace(world.client_settings, base_url="http://127.0.0.1:9/v1"), world.now
+    with monkeypatch.context() as patch:
+        patch.setattr(World, "client_settings", nowhere)
+        with pytest.raises(UnreachableError, match=r"no connection to 127\.0\.0\.1:9"):
+            world.run()
+    assert 1_800 < world.now - began < 3_600
     world.check_results(world.run())
 
 

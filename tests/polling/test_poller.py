@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from airflow_provider_openai_batches import polling
-from airflow_provider_openai_batches.api.errors import OpenAIBatchesError, status_error
+from airflow_provider_openai_batches.api.error_answers import status_error
+from airflow_provider_openai_batches.api.errors import OpenAIBatchesError
 from airflow_provider_openai_batches.polling import BatchPoller, Outage, Track, backoff_s
 from tests.api.scripted_server import RESET, Answer
 from tests.polling.conftest import Connect
