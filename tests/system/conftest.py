@@ -78,6 +78,8 @@ def airflow(
         **emulator.as_airflow_connection(),
         "AIRFLOW_CONN_SERVICE": json.dumps({**connection, "extra": {"prices": EXAMPLE_PRICES}}),
         "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
+        # They do not change, and to read them all costs the processor seconds.
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",
         # Half a minute is what a triggerer may be silent before another takes over its triggers.
         "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "6",
         "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
