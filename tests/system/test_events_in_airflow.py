@@ -82,6 +82,8 @@ def test_ended_batches_and_results_start_dags_once_each(airflow: Airflow, collec
     for dag_id in (ON_RESULTS, ON_BATCHES):
         wait_for(lambda dag_id=dag_id: airflow._knows(dag_id), timeout_s=60, what=f"the DAG {dag_id}")
         airflow.api("PATCH", f"/dags/{dag_id}", {"is_paused": False})
+    # A watcher's trigger is made when the file is read, which has both DAGs.
+    airflow.api("PUT", f"/parseDagFile/{airflow.api('GET', f'/dags/{ON_BATCHES}')['file_token']}")
     wait_for(lambda: looks() > looks_before, timeout_s=60, what="the first look")
     if KEEPS:
         wait_for(lambda: "since" in noted(airflow), timeout_s=60, what="it to be noted")
