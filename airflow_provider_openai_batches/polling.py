@@ -285,7 +285,6 @@ class BatchPoller:
         self._connection_doubted = sighting.outage is not None or any(
             isinstance(error, PermissionDeniedError) for error in sighting.errors.values()
         )
-        polled(self.conn_id, sighting.calls, sighting.failures)
         return sighting
 
     async def _look(self, client: BatchClient, asked: Sequence[str]) -> Sighting:
@@ -297,7 +296,13 @@ class BatchPoller:
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(pages.put_nowait, page)
 
-        looking = self._loop.run_in_executor(self._thread, look, client, asked, self._stopped, tell)
+        def counted_look() -> Sighting:
+            # In the thread: what it tells may end the last wait, and the loop with it, before the look is over.
+            sighting = look(client, asked, self._stopped, tell)
+            polled(self.conn_id, sighting.calls, sighting.failures)
+            return sighting
+
+        looking = self._loop.run_in_executor(self._thread, counted_look)
         looking.add_done_callback(lambda _: pages.put_nowait({}))
         try:
             while page := await pages.get():

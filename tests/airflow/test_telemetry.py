@@ -31,6 +31,7 @@ from airflow_provider_openai_batches.operators.openai_batches import (
 from airflow_provider_openai_batches.survey import LISTED_LATE_S
 from airflow_provider_openai_batches.telemetry import METRICS, Meter
 from airflow_provider_openai_batches.triggers.openai_batch_finished import OpenAIBatchFinishedTrigger
+from airflow_provider_openai_batches.triggers.openai_batches import OpenAIBatchTrigger
 from tests.airflow.conftest import CONNECTION_VARIABLE, Attempts, connection_json, new_batch
 from tests.conftest import API_KEY
 from tests.polling.waiting import until
@@ -180,6 +181,24 @@ def test_everything_that_is_documented_arrives_and_nothing_else(
     assert statsd.amount("cost_microusd") == round(manifest["cost"] * 1_000_000) > 0
     assert statsd.amount("poll_errors", error="ServerError", conn_id="openai_batches_default") == 1
     assert statsd.amount("poll_calls") > 1
+
+
+def test_the_look_that_ends_a_wait_is_counted_too(
+    statsd: Received, emulator: Emulator, connection: Callable[..., None], run_trigger: Callable[..., list[Any]]
+) -> None:
+    connection()
+    waits = 5
+    for _ in range(waits):
+        batch_id = new_batch(emulator)
+        emulator.advance(1_000)
+        [event] = run_trigger(
+            OpenAIBatchTrigger(conn_id="openai_batches_default", batch_ids=[batch_id], poll_interval=0.05)
+        )
+        assert event["status"] == "reached"
+    looks = emulator.count("GET", "/v1/batches/{batch_id}") + emulator.count("GET", "/v1/batches")
+    assert looks >= waits
+    asyncio.run(until(lambda: statsd.read().amount("poll_calls") >= looks, within=10))
+    assert statsd.amount("poll_calls") == looks
 
 
 def test_what_is_done_already_is_not_counted_again(
