@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_openai_batches.jobs.answer_cache import AnswerCache
-from airflow_provider_openai_batches.jobs.engine import Finished, Job, Waiting, advance
+from airflow_provider_openai_batches.jobs.engine import Finished, Waiting, advance
+from airflow_provider_openai_batches.jobs.job import Job
 from benchmarks.contenders import prompts
 from benchmarks.jobs import ROWS_PER_SHARD, SMALL_BYTES, open_job
 from benchmarks.measuring import Table, emulator, in_own_process, metered, pass_time

@@ -18,7 +18,8 @@ from typing import Any
 from airflow_provider_openai_batches.api.client import BatchClient
 from airflow_provider_openai_batches.api.settings import ClientSettings
 from airflow_provider_openai_batches.jobs.directory import open_directory
-from airflow_provider_openai_batches.jobs.engine import Finished, Job, Waiting, advance
+from airflow_provider_openai_batches.jobs.engine import Finished, Waiting, advance
+from airflow_provider_openai_batches.jobs.job import Job
 from airflow_provider_openai_batches.jobs.ledger import Owner
 from airflow_provider_openai_batches.jobs.opening import Replan, open_ledger
 from airflow_provider_openai_batches.jobs.plan import JobSettings

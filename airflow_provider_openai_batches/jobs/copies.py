@@ -14,7 +14,7 @@ from airflow_provider_openai_batches.api.errors import BadRequestError, NotFound
 from airflow_provider_openai_batches.jobs.ledger import Ledger, Shard
 
 if TYPE_CHECKING:
-    from airflow_provider_openai_batches.jobs.engine import Job
+    from airflow_provider_openai_batches.jobs.job import Job
 
 log = logging.getLogger(__name__)
 

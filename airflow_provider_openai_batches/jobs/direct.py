@@ -36,7 +36,7 @@ from airflow_provider_openai_batches.jobs.sending import (
 )
 
 if TYPE_CHECKING:
-    from airflow_provider_openai_batches.jobs.engine import Job
+    from airflow_provider_openai_batches.jobs.job import Job
 
 log = logging.getLogger(__name__)
 

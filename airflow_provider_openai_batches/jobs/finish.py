@@ -26,7 +26,7 @@ from airflow_provider_openai_batches.jobs.reuse import Caching, new_answers
 from airflow_provider_openai_batches.jobs.rounds import RoundFiles
 
 if TYPE_CHECKING:
-    from airflow_provider_openai_batches.jobs.engine import Job
+    from airflow_provider_openai_batches.jobs.job import Job
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from airflow_provider_openai_batches.jobs.results import check_counts, count_lin
 from airflow_provider_openai_batches.jobs.rounds import Oddities
 
 if TYPE_CHECKING:
-    from airflow_provider_openai_batches.jobs.engine import Job
+    from airflow_provider_openai_batches.jobs.job import Job
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from airflow_provider_openai_batches.jobs.reuse import plan_files, publish_plan,
 from airflow_provider_openai_batches.jobs.shards import ShardFiles, ShardLimits, write_shards
 
 if TYPE_CHECKING:
-    from airflow_provider_openai_batches.jobs.engine import Job
+    from airflow_provider_openai_batches.jobs.job import Job
 
 log = logging.getLogger(__name__)
 

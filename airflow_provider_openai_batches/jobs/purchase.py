@@ -31,7 +31,7 @@ from airflow_provider_openai_batches.jobs.ownership import check_owns
 from airflow_provider_openai_batches.jobs.queue import MODEL_KEY, TOKENS_KEY, refused_as_full
 
 if TYPE_CHECKING:
-    from airflow_provider_openai_batches.jobs.engine import Job
+    from airflow_provider_openai_batches.jobs.job import Job
 
 log = logging.getLogger(__name__)
 

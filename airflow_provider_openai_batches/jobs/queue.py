@@ -13,7 +13,7 @@ from airflow_provider_openai_batches.jobs.plan import split_shard
 
 if TYPE_CHECKING:
     from airflow_provider_openai_batches.api.models import Batch
-    from airflow_provider_openai_batches.jobs.engine import Job
+    from airflow_provider_openai_batches.jobs.job import Job
     from airflow_provider_openai_batches.jobs.ledger import Round, Shard
 
 log = logging.getLogger(__name__)

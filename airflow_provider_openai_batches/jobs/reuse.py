@@ -30,7 +30,7 @@ from airflow_provider_openai_batches.jobs.results import ResultRow, ShardReview
 from airflow_provider_openai_batches.jobs.segments import KEY_BYTES
 
 if TYPE_CHECKING:
-    from airflow_provider_openai_batches.jobs.engine import Job
+    from airflow_provider_openai_batches.jobs.job import Job
     from airflow_provider_openai_batches.jobs.ledger import Round, Shard
 
 log = logging.getLogger(__name__)

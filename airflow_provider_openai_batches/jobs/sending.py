@@ -37,12 +37,9 @@ from airflow_provider_openai_batches.jobs.ownership import check_owns
 from airflow_provider_openai_batches.jobs.purchase import Claim
 
 if TYPE_CHECKING:
-    from airflow_provider_openai_batches.jobs.engine import Job
+    from airflow_provider_openai_batches.jobs.job import Job
 
 log = logging.getLogger(__name__)
-
-MOST_AT_ONCE = 8
-"""Calls under way: enough for some hundreds of rows, and few against any rate limit."""
 
 LEASE_S = 60.0
 """How long after its claim a row may be sent, or sent again."""

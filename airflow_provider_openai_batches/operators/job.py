@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
     from pydantic import BaseModel
 
-    from airflow_provider_openai_batches.jobs.engine import Job, Waiting
+    from airflow_provider_openai_batches.jobs.engine import Waiting
+    from airflow_provider_openai_batches.jobs.job import Job
 
 
 _SHORTEST_LIFE_S = 2 * 86_400

@@ -19,7 +19,7 @@ from airflow_provider_openai_batches.jobs.locations import check_location
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_openai_batches.jobs.engine import Job
+    from airflow_provider_openai_batches.jobs.job import Job
     from airflow_provider_openai_batches.jobs.plan import JobSettings
     from airflow_provider_openai_batches.operators.job import OpenAIBatchOperator
 
@@ -74,7 +74,7 @@ def open_job(operator: OpenAIBatchOperator, rows: Callable[[], Any], context: Co
     """
     from airflow_provider_openai_batches.api.client import BatchClient
     from airflow_provider_openai_batches.jobs.directory import open_directory
-    from airflow_provider_openai_batches.jobs.engine import Job
+    from airflow_provider_openai_batches.jobs.job import Job
     from airflow_provider_openai_batches.jobs.ledger import Owner
     from airflow_provider_openai_batches.jobs.opening import Replan, open_ledger
     from airflow_provider_openai_batches.jobs.requests import read_requests

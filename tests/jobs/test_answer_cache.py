@@ -23,7 +23,8 @@ from airflow_provider_openai_batches.api.settings import ClientSettings
 from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.jobs import answer_cache
 from airflow_provider_openai_batches.jobs.answer_cache import AnswerCache, CachedAnswer, ContentKeys, NewAnswers
-from airflow_provider_openai_batches.jobs.engine import Finished, Job, ShardRefusedError, Stopped, Waiting, advance
+from airflow_provider_openai_batches.jobs.engine import Finished, ShardRefusedError, Stopped, Waiting, advance
+from airflow_provider_openai_batches.jobs.job import Job
 from airflow_provider_openai_batches.jobs.pricing import Price
 from airflow_provider_openai_batches.jobs.requests import RequestTemplate, read_requests
 from airflow_provider_openai_batches.jobs.structured import OutputSchema

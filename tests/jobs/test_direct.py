@@ -15,7 +15,8 @@ from airflow_provider_openai_batches.api.settings import ClientSettings
 from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.jobs.direct import MOST_PAUSES
 from airflow_provider_openai_batches.jobs.directory import open_directory
-from airflow_provider_openai_batches.jobs.engine import Finished, Job, Stopped, Waiting, advance
+from airflow_provider_openai_batches.jobs.engine import Finished, Stopped, Waiting, advance
+from airflow_provider_openai_batches.jobs.job import Job
 from airflow_provider_openai_batches.jobs.ledger import LedgerError
 from airflow_provider_openai_batches.jobs.pricing import parse_prices
 from airflow_provider_openai_batches.jobs.sending import settles_s

@@ -20,12 +20,12 @@ from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.jobs.engine import (
     MOST_TROUBLES,
     Finished,
-    Job,
     ShardRefusedError,
     Stopped,
     Waiting,
     advance,
 )
+from airflow_provider_openai_batches.jobs.job import Job
 from airflow_provider_openai_batches.jobs.landing import MISSING_TRIES, MOST_IDLE_ROUNDS
 from airflow_provider_openai_batches.jobs.pricing import parse_prices
 from tests.jobs.world import World

@@ -21,7 +21,8 @@ from airflow_provider_openai_batches.api.session import ServiceSession
 from airflow_provider_openai_batches.api.settings import ClientSettings
 from airflow_provider_openai_batches.jobs.classify import RetryLimits
 from airflow_provider_openai_batches.jobs.directory import JobDirectory, open_directory
-from airflow_provider_openai_batches.jobs.engine import Finished, Job, Stopped, Waiting, advance
+from airflow_provider_openai_batches.jobs.engine import Finished, Stopped, Waiting, advance
+from airflow_provider_openai_batches.jobs.job import Job
 from airflow_provider_openai_batches.jobs.ledger import Ledger, Owner
 from airflow_provider_openai_batches.jobs.opening import Replan, open_ledger
 from airflow_provider_openai_batches.jobs.ownership import LEDGER, load_ledger

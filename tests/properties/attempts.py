@@ -9,7 +9,8 @@ from functools import cache
 from typing import Any
 
 from airflow_provider_openai_batches.api.errors import OpenAIBatchesError
-from airflow_provider_openai_batches.jobs.engine import Finished, Job, Stopped, Waiting, advance
+from airflow_provider_openai_batches.jobs.engine import Finished, Stopped, Waiting, advance
+from airflow_provider_openai_batches.jobs.job import Job
 from airflow_provider_openai_batches.jobs.ledger import LedgerError
 from airflow_provider_openai_batches.jobs.ownership import owns
 from tests.jobs.world import World
