@@ -356,8 +356,8 @@ BREAKAGES = (
         "looks stay off the loop's default executor",
         "they take a thread of it, as any other's to_thread",
         "polling.py",
-        "run_in_executor(self._thread, look,",
-        "run_in_executor(None, look,",
+        "run_in_executor(self._thread, counted_look",
+        "run_in_executor(None, counted_look",
         ("tests/polling/test_poller.py", "-k", "default_executor or a_completion_is_noticed"),
     ),
     # --- it is Airflow -----------------------------------------------------------------------------------------------
