@@ -1,7 +1,8 @@
 """Real databases for tests: each test has one of its own, behind the Airflow connection `reviews_db`.
 
 The servers are found as their own command lines find them: PGHOST, PGPORT, PGUSER and PGPASSWORD; MYSQL_HOST,
-MYSQL_TCP_PORT, MYSQL_USER and MYSQL_PWD. Default: this machine, without a password.
+MYSQL_TCP_PORT, MYSQL_USER and MYSQL_PWD. Default: this machine, without a password. What is called MariaDB here may be
+MySQL as well: the same tests hold on both.
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ class Database:
     engine: Engine
     connection: dict[str, Any]
 
+    @property
+    def is_mariadb(self) -> bool:
+        """Whether a database of the kind ``mysql`` is MariaDB, and not MySQL itself."""
+        with self.engine.connect() as connection:  # It is known no sooner.
+            return bool(getattr(connection.dialect, "is_mariadb", False))
+
     def run(self, *statements: str) -> None:
         """Run statements and keep what they do."""
         with self.engine.begin() as connection:
@@ -57,7 +64,7 @@ def postgresql_database() -> Iterator[Database]:
 
 
 def mariadb_database() -> Iterator[Database]:
-    """A database in the MariaDB server; skips without one."""
+    """A database in the MariaDB or MySQL server; skips without one."""
     host, port = os.environ.get("MYSQL_HOST", "127.0.0.1"), int(os.environ.get("MYSQL_TCP_PORT", "3306"))
     user, password = os.environ.get("MYSQL_USER", "root"), os.environ.get("MYSQL_PWD")
     connection = {"conn_type": "mysql", "host": host, "port": port, "login": user, "password": password}

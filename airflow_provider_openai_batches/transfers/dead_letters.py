@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError
 from airflow_provider_openai_batches.jobs.json_text import shown
-from airflow_provider_openai_batches.transfers.storable import NotStorableError
+from airflow_provider_openai_batches.transfers.storable import NotStorableError, exactly
 from airflow_provider_openai_batches.transfers.upsert import Target, open_target, split_name
 
 if TYPE_CHECKING:
@@ -81,7 +81,12 @@ class LetterTable:
             raise self._refused(letters[position], why_not)
 
     def _row(self, letter: Mapping[str, Any]) -> dict[str, Any]:
-        values = {**letter, "target": self.of, "custom_id": _cut(letter["custom_id"], _ID_CHARS)}
+        values = {
+            **letter,
+            "target": self.of,
+            "custom_id": _cut(letter["custom_id"], _ID_CHARS),
+            "context": exactly(letter["context"]),
+        }
         try:
             return self.target.storable(values)
         except NotStorableError as error:

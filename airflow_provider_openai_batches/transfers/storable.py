@@ -25,6 +25,8 @@ _MYSQL = ("mysql", "mariadb")
 _DIGITS = re.compile("-?[0-9]{1,30}")
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _MYSQL_TEXT_BYTES = {"TINYTEXT": 255, "TEXT": 65_535, "MEDIUMTEXT": 16_777_215}
+_LEAST, _MOST = -(2**63), 2**64 - 1
+"""The whole numbers that a database's own JSON can be relied on to keep."""
 
 
 _NO_SUCH_VALUE = (ValueError, TypeError, AttributeError, ArithmeticError)
@@ -77,7 +79,8 @@ def _converter(kind: TypeEngine[Any], dialect: str) -> Convert | None:
     if _is_for_catalogs(kind, dialect):
         return None
     kinds: list[tuple[Any, Callable[[], Convert | None]]] = [
-        (sql.JSON, lambda: _same),
+        # MariaDB's is text. MySQL's has numbers of 64 bits, whole or not.
+        (sql.JSON, lambda: _json_of_64_bits if dialect in _MYSQL else _same),
         (sql.Uuid, lambda: uuid.UUID),
         (sql.Boolean, lambda: _boolean),
         (sql.Integer, lambda: _integer(dialect)),
@@ -104,6 +107,23 @@ def _is_for_catalogs(kind: TypeEngine[Any], dialect: str) -> bool:
 
 
 def _same(value: Any) -> Any:
+    return value
+
+
+def _json_of_64_bits(value: Any) -> Any:
+    if exactly(value) != value:
+        raise NotStorableError(f"takes whole numbers from {_LEAST:,} to {_MOST:,}, and there is another in it")
+    return value
+
+
+def exactly(value: Any) -> Any:
+    """Return a JSON value with those whole numbers as text that a database's own JSON would round."""
+    if isinstance(value, int):
+        return value if _LEAST <= value <= _MOST else str(value)
+    if isinstance(value, list):
+        return [exactly(part) for part in value]
+    if isinstance(value, dict):
+        return {name: exactly(part) for name, part in value.items()}
     return value
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _MYSQL = ("mysql", "mariadb")
 _DIALECTS = ("postgresql", *_MYSQL, "sqlite")
+_LAST_KNOWN_MYSQL = (9,)
 _NO_SUCH_ROW = "there is no row with this key"
 
 
@@ -165,6 +166,8 @@ def open_target(
             f"{dialect} is not among the databases that can be written to: {', '.join(_DIALECTS)}. Read the rows with "
             "read_results() in a task of your own, and write them with the hook of your database.",
         )
+    if dialect in _MYSQL:
+        _let_see_vectors(engine.dialect)
     _check_names(key)
     schema, table_name = split_name(name, param)
     with warnings.catch_warnings():
@@ -190,6 +193,8 @@ def open_target(
         column: storer(table.columns[column], dialect, in_key=column in key, json_text=column in json_texts)
         for column in columns
     }
+    if dialect in _MYSQL:
+        _write_many_at_once(engine.dialect)
     build = _upsert if insert_missing else _update
     return Target(
         table,
@@ -198,6 +203,31 @@ def open_target(
         _order(table, key, dialect),
         None if insert_missing else Lookup.by(table, key),
     )
+
+
+def _let_see_vectors(dialect: Any) -> None:
+    """Let SQLAlchemy look at a table with a column VECTOR(3), which it does not know: it would fail over the 3."""
+    from sqlalchemy.types import UserDefinedType
+
+    class Vector(UserDefinedType[Any]):
+        cache_ok = True
+
+        def __init__(self, length: int) -> None:
+            self.length = length
+
+        def get_col_spec(self, **_: Any) -> str:
+            return f"VECTOR({self.length})"
+
+    dialect.ischema_names = {"vector": Vector, **dialect.ischema_names}
+
+
+def _write_many_at_once(dialect: Any) -> None:
+    """Let SQLAlchemy name new values VALUES(label) to MySQL, as to MariaDB: its drivers send many rows in one statement
+    only then. By MySQL's newer name, which SQLAlchemy prefers, each row would be a statement, and a round trip.
+    """
+    # Removal of VALUES() is announced since MySQL 8.0.20, for no version in particular. 9.7 has it.
+    if (dialect.server_version_info or ())[:1] <= _LAST_KNOWN_MYSQL:
+        dialect._requires_alias_for_on_duplicate_key = False
 
 
 def split_name(name: str, param: str) -> tuple[str | None, str]:

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection, create_engine, event
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError, OpenAIBatchesError
 from airflow_provider_openai_batches.transfers.openai_batches_to_sql import OpenAIBatchResultsToSQLOperator
+from airflow_provider_openai_batches.transfers.storing import Storing
 from tests.databases import CONN_ID, Database, connect
 from tests.transfers.rows import answered, failed, written
 
@@ -223,6 +225,22 @@ class TestTypes:
             failed_table="letters",
         )
         assert (counts["stored"], counts["not_storable"]) == (0, 1)
+
+    def test_many_rows_are_one_round_trip(self, mariadb: Database, tmp_path: Path) -> None:
+        mariadb.run(LABELS)
+        engine, inserts = create_engine(mariadb.engine.url), []
+        to_letters: dict[str, Any] = {"insert_missing": True, "failed_table": "letters", "failed_path": None}
+        storing = Storing.prepare(engine, "labels", "review_id", COLUMNS, **to_letters)
+
+        @event.listens_for(engine, "commit")
+        def count(connection: Connection) -> None:
+            [(_, number)] = connection.exec_driver_sql("SHOW SESSION STATUS LIKE 'Com_insert'")
+            inserts.append(int(number))
+
+        rows = [answered(number) if number % 2 else failed(number) for number in range(1_000)]
+        assert storing.store(written(tmp_path, rows), 1_000)["stored"] == 500
+        engine.dispose()
+        assert inserts[-1] < 20
 
     def test_a_boolean_of_mysql_is_a_small_number(self, mariadb: Database, tmp_path: Path) -> None:
         mariadb.run("CREATE TABLE labels (review_id INTEGER PRIMARY KEY, label BOOLEAN)")

@@ -60,6 +60,8 @@ class TestTheRowsOwnFault:
         ],
     )
     def test_of_mariadb(self, mariadb: Database, tmp_path: Path, column: str, good: Any, bad: Any, reason: str) -> None:
+        if column == "INET6" and not mariadb.is_mariadb:
+            pytest.skip("only MariaDB has this type")
         mariadb.run(f"CREATE TABLE labels (review_id INTEGER PRIMARY KEY, label {column})")
         assert reason in self.good_and(mariadb, tmp_path, bad, good)
 
@@ -307,6 +309,9 @@ class TestLetters:
 
 def test_json_of_a_letter_is_json(database: Database, tmp_path: Path) -> None:
     database.run(LABELS)
-    store(written(tmp_path, [failed(1, note="a\0b")]), failed_table="letters")
-    [(context,)] = database.rows("SELECT context FROM letters")
-    assert (json.loads(context) if isinstance(context, str) else context) == {"id": 1, "note": "a\0b"}
+    context = {"note": "a\0b", "counts": [2**64 - 1, 2**64, True], "share": 0.1}
+    store(written(tmp_path, [failed(1, **context)]), failed_table="letters")
+    [(found,)] = database.rows("SELECT context FROM letters")
+    found = json.loads(found) if isinstance(found, str) else found
+    # MySQL would round what has more than 64 bits.
+    assert found == {"id": 1, **context, "counts": [2**64 - 1, str(2**64), True]}

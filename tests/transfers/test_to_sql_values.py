@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine
+from sqlalchemy.exc import DBAPIError
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError
 from airflow_provider_openai_batches.transfers.storing import Storing
@@ -123,9 +124,29 @@ class TestMariaDB:
     def test_a_float_is_that_float(self, mariadb: Database, tmp_path: Path, output: Any) -> None:
         assert stored(mariadb, tmp_path, "DOUBLE", output) == float(output)
 
-    @pytest.mark.parametrize("output", ["plain", "null", '{"a": 1}', "a\0b", {"a": [1, None]}, [1], 1.5, True, 10**30])
+    @pytest.mark.parametrize(
+        "output",
+        ["plain", "null", '{"a": 1}', "a\0b", {"a": [1, None]}, [1], 1.5, 0.1, 5e-324, True, -(2**63), 2**64 - 1],
+    )
     def test_json_is_what_the_answer_is(self, mariadb: Database, tmp_path: Path, output: Any) -> None:
         assert json.loads(stored(mariadb, tmp_path, "JSON", output)) == output
+
+    @pytest.mark.parametrize("output", [10**30, [{"a": 2**64}], {"a": -(2**63) - 1}])
+    def test_and_is_no_rounded_number(self, mariadb: Database, tmp_path: Path, output: Any) -> None:
+        if mariadb.is_mariadb:
+            assert json.loads(stored(mariadb, tmp_path, "JSON", output)) == output
+        else:
+            assert "takes whole numbers from" in why_not(mariadb, tmp_path, "JSON", output)
+
+    def test_a_vector_is_left_alone(self, mariadb: Database, tmp_path: Path) -> None:
+        try:
+            mariadb.run("CREATE TABLE labels (review_id INTEGER PRIMARY KEY, label TEXT, embedding VECTOR(3))")
+        except DBAPIError as error:
+            pytest.skip(f"MySQL knows vectors from 9 on, MariaDB from 11.7: {error.orig}")
+        manifest = written(tmp_path, [answered(1)])
+        assert store(manifest)["stored"] == 1
+        with pytest.raises(InvalidInputError, match=r"columns: .*'embedding' is of type VECTOR\(3\).*Leave it out"):
+            store(manifest, columns={**COLUMNS, "embedding": "context.vector"})
 
     def test_text_with_another_check_is_text(self, mariadb: Database, tmp_path: Path) -> None:
         assert stored(mariadb, tmp_path, "LONGTEXT CHECK (label <> 'json_valid(`label`)')", "plain") == "plain"
