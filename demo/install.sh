@@ -53,20 +53,27 @@ from_debian() { # from_debian WHAT_FOR PACKAGE...
     shift
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
         echo "installing $* for $what_for ..."
-        { apt-get update -qq && apt-get install -qq -y --no-install-recommends "$@"; } >/dev/null ||
+        # Debian's MySQL server and libmariadb exclude each other, and nobody wants to lose a server to tests.
+        { apt-get update -qq && apt-get install -qq -y --no-install-recommends --no-remove "$@"; } >/dev/null ||
             echo "could not: $what_for will not run"
     else
         echo "no $*: $what_for are skipped (Debian: apt install $*)"
     fi
 }
 
-# The driver of the MySQL provider is built here.
+# The driver of the MySQL provider is built here, against either client library.
 if [ "$group" = dev ] && ! .venv/bin/python -c 'import MySQLdb, airflow.providers.mysql' 2>/dev/null; then
-    if ! pkg-config --exists libmariadb 2>/dev/null && ! pkg-config --exists mysqlclient 2>/dev/null; then
-        from_debian "the tests with MariaDB" libmariadb-dev pkg-config gcc
-    fi
+    missing=
+    pkg-config --exists libmariadb 2>/dev/null || pkg-config --exists mysqlclient 2>/dev/null ||
+        missing="libmariadb-dev pkg-config gcc"
+    # Debian's own Python comes without its headers; others have them.
+    .venv/bin/python -c 'import os, sys, sysconfig as s; sys.exit(not os.path.exists(s.get_path("include") + "/Python.h"))' ||
+        missing="$missing $(.venv/bin/python -c 'import sys; print("libpython%d.%d-dev" % sys.version_info[:2])')"
+    # shellcheck disable=SC2086
+    [ -z "$missing" ] || from_debian "the tests with MariaDB and MySQL" $missing
     .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt --group mysql 2>/dev/null ||
-        echo "the MySQL provider cannot be installed without the headers of libmariadb: the tests with MariaDB are skipped"
+        echo "the MySQL provider cannot be installed without a compiler and the headers of Python and of libmariadb" \
+            "or libmysqlclient: the tests with MariaDB and MySQL are skipped"
 fi
 
 # A server of Azure's Blob Storage. A later one wants a later Node.

@@ -1,4 +1,6 @@
-"""A PostgreSQL that knows vectors: the server in the package `pgserver`, which brings the extension pgvector."""
+"""A PostgreSQL that knows vectors: that of the other tests if it has the extension pgvector, else one of its own from
+the package `pgserver`, which brings it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -20,27 +22,38 @@ START_TIMEOUT_S = 60
 
 
 @pytest.fixture(scope="session")
-def pgvector_port() -> Iterator[int]:
-    """Where the server listens; skips without the package."""
+def pgvector_server() -> Iterator[dict[str, str]]:
+    """The environment that leads to the server; skips without one."""
+    if _is_at_hand():
+        yield {}
+        return
     if (package := importlib.util.find_spec("pgserver")) is None or package.origin is None:
-        reason = "no PostgreSQL with vectors to test with: pgserver is not installed"
+        reason = "no PostgreSQL with vectors to test with: pgserver is not installed, and the server has no pgvector"
         if os.environ.get("CI_REQUIRE_SERVICES") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
     with _running(Path(package.origin).parent) as port:
-        yield port
+        yield {"PGHOST": HOST, "PGPORT": str(port), "PGUSER": "postgres", "PGPASSWORD": ""}
 
 
 @pytest.fixture
-def pgvector(pgvector_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+def pgvector(pgvector_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
     """An empty database with the extension."""
-    for name, value in {"PGHOST": HOST, "PGPORT": str(pgvector_port), "PGUSER": "postgres"}.items():
+    for name, value in pgvector_server.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv("PGPASSWORD", raising=False)
     for database in postgresql_database():
         connect(database, monkeypatch)
         database.run("CREATE EXTENSION vector")
         yield database
+
+
+def _is_at_hand() -> bool:
+    """Whether the server of the other tests has the extension."""
+    found = False
+    with suppress(pytest.skip.Exception, pytest.fail.Exception):
+        for database in postgresql_database():
+            found = bool(database.rows("SELECT 1 FROM pg_available_extensions WHERE name = 'vector'"))
+    return found
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from tests.airflow.conftest import (
     run_dag,
 )
 from tests.databases import database, mariadb, postgresql, server
-from tests.pgvector import pgvector, pgvector_port
+from tests.pgvector import pgvector, pgvector_server
 
 __all__ = [
     "airflow_db",
@@ -25,7 +25,7 @@ __all__ = [
     "memory_storage",
     "no_pauses",
     "pgvector",
-    "pgvector_port",
+    "pgvector_server",
     "postgresql",
     "run_dag",
     "server",
