@@ -115,7 +115,7 @@ def test_every_row_is_answered_while_the_task_is_deferred(airflow: Airflow, serv
 
 def test_killed_worker_and_killed_triggerer_cost_nothing(airflow: Airflow, service: Emulator, tmp_path: Path) -> None:
     run = hanging_run(airflow, service, tmp_path)
-    worker = airflow.processes.wait_for(lambda: worker_of(airflow, service), timeout_s=10, what="the worker")
+    worker = airflow.processes.wait_for(lambda: worker_of(run), timeout_s=10, what="the worker")
     worker.kill()
 
     run.wait_until_deferred()
@@ -137,7 +137,7 @@ def test_running_task_that_is_marked_failed_cancels_its_batches_and_can_go_on(
         return {batch["status"] for batch in run.batches()} <= {"cancelling", "cancelled"}
 
     airflow.processes.wait_for(cancelled, timeout_s=60, what="the batch to be cancelled")
-    airflow.processes.wait_for(lambda: not worker_of(airflow, service), timeout_s=30, what="the worker to be gone")
+    airflow.processes.wait_for(lambda: not worker_of(run), timeout_s=30, what="the worker to be gone")
     assert len(run.batches()) == 1
     run.clear()
     run.check()
@@ -149,7 +149,7 @@ def test_an_evicted_worker_leaves_its_batches_to_the_next_attempt(
     run = Run(airflow, service, tmp_path, IN_ITS_WORKER)
     airflow.processes.wait_for(lambda: len(run.batches()) == 3, timeout_s=90, what="all batches")
     assert (run.task().state, run.task().try_number) == ("running", 1)
-    worker = airflow.processes.wait_for(lambda: worker_of(airflow, service), timeout_s=10, what="the worker")
+    worker = airflow.processes.wait_for(lambda: worker_of(run), timeout_s=10, what="the worker")
     worker.terminate()
 
     def attempts() -> int:
@@ -176,12 +176,18 @@ def child_named(processes: Processes, name: str) -> Child:
     return child
 
 
-def worker_of(airflow: Airflow, service: Emulator) -> psutil.Process | None:
-    """Find the process that runs the task, by its connection to the service."""
-    port = urlsplit(service.base_url).port
-    scheduler = child_named(airflow.processes, "scheduler")
+def worker_of(run: Run) -> psutil.Process | None:
+    """Find the process that runs the task: by its title, or where it has none, by its connection to the service.
+
+    Newer Airflows let only root see its connections. On macOS it has no title.
+    """
+    task = run.airflow.api("GET", f"/dags/{run.dag_id}/dagRuns/{quote(run.run_id)}/taskInstances/label")
+    port = urlsplit(run.service.base_url).port
+    scheduler = child_named(run.airflow.processes, "scheduler")
     for process in psutil.Process(scheduler.popen.pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.Error):
+            if " ".join(process.cmdline()).strip() == f"airflow worker -- {task['id']}":
+                return process
             if any(each.raddr and each.raddr.port == port for each in process.net_connections(kind="tcp")):
                 return process
     return None
