@@ -626,7 +626,7 @@ def test_killed_task_stops_and_its_next_attempt_goes_on(
     cancel_on_kill: bool,
     cancels: bool,
 ) -> None:
-    emulator.add_fault({"on": {"batch": {"metadata": {"airflow_shard": "1"}}}, "do": {**STUCK, "seconds": 4000}})
+    emulator.add_fault({"on": {"batch": {"metadata": {"airflow_shard": "1"}}}, "do": {**STUCK, "seconds": 40_000}})
     source = Source("a", "b", "c")
     job = new_task(requests=source, max_requests_per_batch=1, max_active_batches=2, deferrable=False,
                    cancel_on_kill=cancel_on_kill)  # fmt: skip
@@ -647,6 +647,7 @@ def test_killed_task_stops_and_its_next_attempt_goes_on(
     operator.on_kill()
     worker.join()
 
+    emulator.advance(40_000)
     [error] = raised
     assert "ended from outside" in str(error)
     statuses = {batch["metadata"]["airflow_shard"]: batch["status"] for batch in emulator.batches()}
