@@ -24,7 +24,12 @@ from airflow.providers.common.compat.connection import get_async_connection, get
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
 from airflow_provider_openai_batches.api.client import BatchClient
-from airflow_provider_openai_batches.api.errors import InvalidInputError, OpenAIBatchesError, PermissionDeniedError
+from airflow_provider_openai_batches.api.errors import (
+    InvalidInputError,
+    NotFoundError,
+    OpenAIBatchesError,
+    PermissionDeniedError,
+)
 from airflow_provider_openai_batches.api.models import Batch
 from airflow_provider_openai_batches.api.retry import Patience
 from airflow_provider_openai_batches.api.settings import ClientSettings
@@ -281,9 +286,10 @@ class BatchPoller:
         # Those that failed last come last, so that they cannot keep the others from being asked.
         asked = sorted(wanted & self._tracks.keys(), key=lambda batch_id: self._tracks[batch_id].failed_at)
         sighting = await self._look(client, asked)
-        # Key, permissions or host may have been changed in the connection.
+        # Key, permissions or host may have been changed in the connection. The old key may still be good: then only
+        # the batches bought since are not found.
         self._connection_doubted = sighting.outage is not None or any(
-            isinstance(error, PermissionDeniedError) for error in sighting.errors.values()
+            isinstance(error, (NotFoundError, PermissionDeniedError)) for error in sighting.errors.values()
         )
         return sighting
 

@@ -217,6 +217,23 @@ def test_a_connection_that_moves_to_another_host_is_followed(world: World, conn_
         run(main(other))
 
 
+def test_a_connection_that_moves_while_its_old_key_stays_good_is_followed_for_new_batches(
+    world: World, conn_id: str, connect: Connect
+) -> None:
+    [old] = world.add()
+
+    async def main(other: World) -> None:
+        earlier = asyncio.create_task(wait_for(conn_id, old, poll_interval=0.05))
+        await until(lambda: len(world.requests) >= 2)
+        connect(other.base_url)
+        [_, new] = other.add(2, "completed")
+        await wait_for(conn_id, new, poll_interval=0.05)
+        earlier.cancel()
+
+    with World() as other:
+        run(main(other), within=20)
+
+
 def test_an_outage_is_waited_out_with_one_warning(world: World, conn_id: str, caplog: pytest.LogCaptureFixture) -> None:
     batches = world.add(20)
 
