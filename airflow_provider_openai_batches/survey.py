@@ -9,6 +9,7 @@ import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import msgspec
@@ -18,6 +19,7 @@ from airflow_provider_openai_batches.api.errors import NotFoundError, OpenAIBatc
 from airflow_provider_openai_batches.api.listing import PAGE_SIZE
 from airflow_provider_openai_batches.api.models import Batch
 from airflow_provider_openai_batches.api.retry import UNKNOWN_BATCH_GRACE_S
+from airflow_provider_openai_batches.api.settings import ClientSettings
 from airflow_provider_openai_batches.polling import backoff_s, read_settings
 from airflow_provider_openai_batches.sighting import DaemonThread, look
 from airflow_provider_openai_batches.telemetry import polled
@@ -34,6 +36,8 @@ is 5 calls and 24 kB, at the 2,000 an hour that OpenAI lets a project create 21 
 _FORGOTTEN_AFTER_S = 30 * 86_400
 _LONGEST_PAUSE_S = 3600.0
 _WAIT_FOR_READERS_S = 0.1
+_CONNECTION_GOOD_FOR_S = 300.0
+"""A survey never ends: where a connection moves to another project, an old key that stays good would serve for ever."""
 
 
 class Survey(msgspec.Struct, frozen=True):
@@ -138,7 +142,7 @@ async def surveys(conn_id: str, poll_interval: float, readers: Readers) -> Async
     loop = asyncio.get_running_loop()
     thread, stopped = DaemonThread(f"openai-batches-survey-{conn_id}"), threading.Event()
     surveyor: _Surveyor | None = None
-    failures = 0
+    failures, read_again_at = 0, 0.0
     try:
         while True:
             cursors = list(readers())
@@ -148,10 +152,13 @@ async def surveys(conn_id: str, poll_interval: float, readers: Readers) -> Async
             pause = poll_interval
             try:
                 # After a failure the connection is read again: its key may have been the trouble.
-                if surveyor is None or failures:
-                    settings = await read_settings(conn_id, thread)
-                    if surveyor is None or settings != surveyor.client.settings:
+                if surveyor is None or failures or loop.time() >= read_again_at:
+                    known = None if surveyor is None else surveyor.client.settings
+                    settings = await _settings(conn_id, thread, known)
+                    read_again_at = loop.time() + _CONNECTION_GOOD_FOR_S
+                    if surveyor is None or settings != known:
                         if surveyor is not None:
+                            log.info("Connection %s has changed: looking goes on with the new one.", conn_id)
                             thread.submit(surveyor.client.close)
                         surveyor = _Surveyor(BatchClient(settings, attempts=1), stopped)
                 try:
@@ -174,6 +181,16 @@ async def surveys(conn_id: str, poll_interval: float, readers: Readers) -> Async
         if surveyor is not None:
             thread.submit(surveyor.client.close)
         thread.shutdown()
+
+
+async def _settings(conn_id: str, executor: Executor, known: ClientSettings | None) -> ClientSettings:
+    """Read the connection, or go on with what is known of it: that may still be good."""
+    try:
+        return await read_settings(conn_id, executor)
+    except OpenAIBatchesError:
+        if known is None:
+            raise
+        return known
 
 
 @dataclass

@@ -17,6 +17,7 @@ import pytest
 import structlog.testing
 from airflow.sdk import Asset
 
+from airflow_provider_openai_batches import survey
 from airflow_provider_openai_batches.api.errors import InvalidInputError
 from airflow_provider_openai_batches.triggers import openai_batch_finished
 from airflow_provider_openai_batches.triggers.openai_batch_finished import OpenAIBatchFinishedTrigger
@@ -419,6 +420,40 @@ def test_a_new_key_in_the_connection_is_used(world: World, conn_id: str, connect
             world.change([batch_id], "completed")
             await looks(world)
             connect(world.base_url, password=world.key)
+            await until(lambda: watched.ids == [batch_id])
+
+    run(main())
+
+
+def test_a_connection_that_moves_while_its_old_key_stays_good_is_followed(
+    world: World, conn_id: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(survey, "_CONNECTION_GOOD_FOR_S", 0.0)
+
+    async def main(other: World) -> None:
+        async with watching(conn_id) as watched:
+            await looks(world)
+            connect(other.base_url)
+            [batch_id] = other.add(created_at=NOW)
+            await looks(other)
+            other.change([batch_id], "completed")
+            await until(lambda: watched.ids == [batch_id])
+
+    with World() as other:
+        run(main(other))
+
+
+def test_a_connection_that_cannot_be_read_any_more_leaves_the_watch_the_client_it_gave(
+    world: World, conn_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(survey, "_CONNECTION_GOOD_FOR_S", 0.0)
+
+    async def main() -> None:
+        [batch_id] = world.add(created_at=NOW)
+        async with watching(conn_id) as watched:
+            await looks(world)
+            monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", "{not json")
+            world.change([batch_id], "completed")
             await until(lambda: watched.ids == [batch_id])
 
     run(main())
