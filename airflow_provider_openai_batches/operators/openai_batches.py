@@ -153,9 +153,8 @@ class OpenAIBatchSubmitOperator(OpenAIBatchesOperator):
             completion_window=check_completion_window(self.completion_window),
             metadata=self.metadata,
             output_expires_after=self.output_expires_after,
+            known=self._show,
         )
-        self.batch_id = batch.id
-        context["ti"].xcom_push(key="batch_id", value=batch.id)
         if is_new:
             self.meter(batch.endpoint).created(1, batch.model)
         self._stop_if_killed()
@@ -183,6 +182,11 @@ class OpenAIBatchSubmitOperator(OpenAIBatchesOperator):
         except WaitTimeoutError:
             return self._stopped(batch.id)
         return self._finished(batch)
+
+    def _show(self, batch: Batch) -> None:
+        # Airflow has dropped what the attempt before pushed. A batch that fails this one may have answers to download.
+        self.batch_id = batch.id
+        self._ti.xcom_push(key="batch_id", value=batch.id)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> str:
         """Go on after the deferral."""

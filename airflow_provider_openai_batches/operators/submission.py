@@ -7,7 +7,7 @@ import logging
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -83,11 +83,13 @@ def find_or_create(
     completion_window: str,
     metadata: Mapping[str, str] | None,
     output_expires_after: int | Mapping[str, Any] | None,
+    known: Callable[[Batch], None],
 ) -> Purchase:
     """Return the batch of this task instance, created now or by an earlier attempt.
 
     :param client: of the connection
     :param context: Airflow's, for the identity of the task instance and its store
+    :param known: called with the task's batch as soon as there is one, also where this then fails
     :raises AirflowFailException: an earlier batch is over with finished requests that a new one would buy again
     """
     task = _TaskIdentity.of(context)
@@ -101,6 +103,8 @@ def find_or_create(
     if earlier is not None:
         verdict = judge(earlier.batch, cleared=earlier.cleared)
         batch = earlier.batch
+        if verdict is not Verdict.CREATE_ANEW:
+            known(batch)
         if verdict is Verdict.ADOPT:
             log.info("Going on with batch %s of an earlier attempt (%s).", batch.id, batch.status)
             return Purchase(batch, purchases.settle(batch), is_new=False)
@@ -133,7 +137,9 @@ def find_or_create(
         raise
     batch = purchases.without_twins(batch)
     log.info("Created batch %s for file %s (%s).", batch.id, input_file_id, endpoint)
-    return Purchase(batch, purchases.settle(batch), is_new=True)
+    bought_at = purchases.settle(batch)
+    known(batch)
+    return Purchase(batch, bought_at, is_new=True)
 
 
 class _Earlier(NamedTuple):

@@ -326,6 +326,16 @@ class TestAfterTheEnd:
         for expected in (batch_id, ending, "2 of 3", "Clear the task", "OpenAIBatchOperator"):
             assert expected in str(raised.value)
 
+    def test_refused_retry_still_tells_which_batch_has_the_finished_rows(
+        self, file_id: str, attempts: Attempts, emulator: Emulator
+    ) -> None:
+        batch_id = end_early(file_id, attempts, emulator, "cancelled", finished=2)
+        operator = submit(file_id)
+        with pytest.raises(AirflowFailException):
+            operator.execute(attempts.next())
+        assert attempts.xcoms == {"batch_id": batch_id}
+        assert operator.batch_id == batch_id, "the task's links show it"
+
     @pytest.mark.parametrize("ending", ["expired", "cancelled"])
     def test_finished_rows_are_bought_again_after_a_clear(
         self, file_id: str, attempts: Attempts, emulator: Emulator, ending: str
@@ -387,6 +397,7 @@ class TestAfterTheEnd:
             submit(file_id).execute(attempts.next())
         assert raised.value.transient
         assert creates(emulator) == 1
+        assert attempts.xcoms == {"batch_id": batch_id}
 
 
 def end_early(file_id: str, attempts: Attempts, emulator: Emulator, ending: str, *, finished: int) -> str:
