@@ -29,9 +29,6 @@ router = APIRouter()
 
 _PAGES_PER_REQUEST = 5
 _SCAN_WITHIN_S = 8.0
-_OVER_AFTER_S = 48 * 3600
-"""A batch that is older has ended: twice the completion window."""
-
 _PREVIEW_BYTES = 262_144
 
 _BATCH_ID = re.compile(r"[\x21-\x7e]{1,200}")
@@ -257,7 +254,7 @@ def _needed(scope: Scope, client: BatchClient, batch: Batch) -> dict[str, str]:
     input_id, until = batch.input_file_id, time.time() + _SCAN_WITHIN_S
     if not input_id:
         return {}
-    for other in client.batches_since(time.time() - _OVER_AFTER_S):
+    for other in client.batches_since(time.time() - client.settings.dialect.longest_life_s):
         if other.input_file_id == input_id and not other.is_terminal:
             which = f"Batch {other.id}" if scope.admit([other]) else "Another batch"
             return {input_id: f"{which} still reads it."}

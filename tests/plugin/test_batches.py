@@ -10,12 +10,15 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from airflow_provider_openai_batches.api.listing import PAGE_SIZE
 from airflow_provider_openai_batches.api.models import Batch
 from airflow_provider_openai_batches.emulator import Emulator
+from airflow_provider_openai_batches.plugin import batches
 from tests.airflow.conftest import connection_json
 from tests.conftest import API_KEY
 from tests.plugin.auth import DAG, OTHER_DAG
@@ -775,6 +778,26 @@ class TestDeleteFiles:
         answer = page.post(f"/api/batches/{batch.id}/delete-files", **CONN).json()
         assert answer["kept"] == [{"id": batch.input_file_id, "reason": f"Batch {other.id} still reads it."}]
         assert len(answer["deleted"]) == 1
+
+    def test_what_a_batch_of_days_ago_still_reads_is_kept_where_batches_take_days(
+        self,
+        page: Browser,
+        buy: Buy,
+        emulator: Emulator,
+        client: Any,
+        connection: Any,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        connection(extra=json.dumps({"dialect": "groq"}))
+        emulator.add_fault({"on": {"batch": {}}, "do": {"outcome": "stuck", "status": "in_progress"}, "times": 1})
+        slow = buy()
+        batch = client.create_batch(slow.input_file_id, "/v1/chat/completions")
+        for _ in range(PAGE_SIZE):
+            client.create_batch(slow.input_file_id, "/v1/chat/completions")
+        emulator.advance(500)
+        monkeypatch.setattr(batches, "time", SimpleNamespace(time=lambda: time.time() + 5 * 86_400))
+        answer = page.post(f"/api/batches/{batch.id}/delete-files", **CONN).json()
+        assert answer["kept"] == [{"id": batch.input_file_id, "reason": f"Batch {slow.id} still reads it."}]
 
     def test_results_of_a_run_that_goes_on_are_kept(
         self, page: Browser, buy: Buy, emulator: Emulator, running: str
