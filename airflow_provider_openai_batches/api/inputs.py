@@ -26,20 +26,25 @@ MAX_REQUESTS = 50_000
 MAX_BYTES = 200_000_000
 """Bytes of one input file. "200 MB" may mean 200 * 2**20; the smaller reading is safe."""
 
+MAX_EMBEDDING_INPUTS = 50_000
+"""Inputs of all embeddings requests of one batch; one request may have several."""
+
 MAX_METADATA_PAIRS = 16
 MAX_METADATA_KEY_CHARS = 64
 MAX_METADATA_VALUE_CHARS = 512
 
 _CHARS_SHOWN = 200
+_JSON_TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"')
 _HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
 _NOT_CARRIED = re.compile("[\0\ud800-\udfff]")
 """Neither a URL nor a header nor a file's name can hold these: NUL, and half of a surrogate pair."""
 
+_EMBEDDINGS = "/v1/embeddings"
 _EXPIRY_RANGE_S = (3_600, 2_592_000)
 _REQUIRED_FIELDS = {
     "/v1/chat/completions": "messages",
     "/v1/completions": "prompt",
-    "/v1/embeddings": "input",
+    _EMBEDDINGS: "input",
     "/v1/moderations": "input",
     "/v1/images/generations": "prompt",
 }
@@ -84,7 +89,7 @@ def check_input_file(
     :raises InvalidInputError: with the line (from 1), the field and the remedy
     """
     first_seen: dict[str, int] = {}
-    size = 0
+    size = inputs = 0
     endpoint = model = None
 
     def refuse(message: str, line: int | None = None) -> InvalidInputError:
@@ -125,6 +130,15 @@ def check_input_file(
                 "OpenAI takes one model per batch. Write one file per model.",
                 number,
             )
+        if (
+            endpoint == _EMBEDDINGS
+            and (inputs := inputs + _embedding_inputs(request.body.input)) > MAX_EMBEDDING_INPUTS
+        ):
+            raise refuse(
+                f"the file has more than {MAX_EMBEDDING_INPUTS:,} inputs in all, the API's limit for embeddings. "
+                "Split it.",
+                number,
+            )
     if endpoint is None:
         raise refuse("the file is empty: there is no request to send.")
     return InputSummary(len(first_seen), size, endpoint, model)
@@ -151,6 +165,18 @@ def _parse_line(line: bytes, refuse: Any) -> _Line:
     if fault := body_fault(request.url, stream=request.body.stream, has_content=has_content):
         raise refuse(fault)
     return request
+
+
+def _embedding_inputs(content: msgspec.Raw) -> int:
+    """Count what an embeddings request asks for: a text or a list of tokens is one, a list of either has several.
+
+    Nothing is decoded: a line of 200 MB may have a hundred million of them.
+    """
+    text = memoryview(content)
+    first = bytes(text[:_CHARS_SHOWN]).removeprefix(b"[").lstrip()[:1] if bytes(text[:1]) == b"[" else b""
+    if first == b'"':
+        return sum(1 for _ in _JSON_TEXT.finditer(text))
+    return bytes(text).count(b"[") - 1 if first == b"[" else 1
 
 
 def required_field(endpoint: str) -> str | None:

@@ -11,12 +11,9 @@ import msgspec
 
 from airflow_provider_openai_batches.api.dialects import MOST_REQUESTS
 from airflow_provider_openai_batches.api.errors import InvalidInputError
-from airflow_provider_openai_batches.api.inputs import MAX_BYTES, MAX_REQUESTS
+from airflow_provider_openai_batches.api.inputs import MAX_BYTES, MAX_EMBEDDING_INPUTS, MAX_REQUESTS
 from airflow_provider_openai_batches.jobs.json_text import encode
 from airflow_provider_openai_batches.jobs.requests import Request
-
-MAX_INPUTS = 50_000
-"""Inputs of all embeddings requests of one batch: https://platform.openai.com/docs/api-reference/batch/create."""
 
 _MAX_OPEN_SHARDS = 64
 _REQUESTS_BUFFER = 1 << 17
@@ -35,11 +32,15 @@ class ShardLimits(msgspec.Struct, frozen=True):
 
     max_requests: int = MAX_REQUESTS
     max_bytes: int = MAX_BYTES
-    max_inputs: int = MAX_INPUTS
+    max_inputs: int = MAX_EMBEDDING_INPUTS
     max_tokens: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
-        for name, most in (("max_requests", MOST_REQUESTS), ("max_bytes", MAX_BYTES), ("max_inputs", MAX_INPUTS)):
+        for name, most in (
+            ("max_requests", MOST_REQUESTS),
+            ("max_bytes", MAX_BYTES),
+            ("max_inputs", MAX_EMBEDDING_INPUTS),
+        ):
             value = getattr(self, name)
             if not _is_count(value) or value > most:
                 raise InvalidInputError(name, f"expected 1 to {most:,}, got {value!r}.")

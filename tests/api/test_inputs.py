@@ -235,6 +235,30 @@ def test_fifty_thousand_requests_fit_and_one_more_does_not() -> None:
     assert "Split" in message
 
 
+EMBEDDINGS = "/v1/embeddings"
+
+
+@pytest.mark.parametrize(
+    ("content", "inputs"),
+    [
+        pytest.param("one, [text]", 1, id="text"),
+        pytest.param([1, 2, 3], 1, id="tokens"),
+        pytest.param(["a, b", 'quoted "c", \\', "[d]"], 3, id="texts"),
+        pytest.param([[1, 2], [3], [4, 5]], 3, id="lists of tokens"),
+    ],
+)
+def test_fifty_thousand_embedding_inputs_fit_and_more_do_not(content: Any, inputs: int) -> None:
+    lines = 12
+    room = jsonl(request("rest", url=EMBEDDINGS, body={"model": "m", "input": ["x"] * (MAX_REQUESTS - lines * inputs)}))
+    several = b"".join(
+        jsonl(request(str(index), url=EMBEDDINGS, body={"model": "m", "input": content})) for index in range(lines)
+    )
+    assert check(room + several).requests == lines + 1
+    message = refusal(several + room + jsonl(request("more", url=EMBEDDINGS, body={"model": "m", "input": "x"})))
+    for part in ("50,000 inputs", f"line {lines + 2}", "Split"):
+        assert part in message
+
+
 class Generated(io.RawIOBase):
     """A file that is made while it is read, so that its size costs the test no memory."""
 
