@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
 
+    from airflow_provider_openai_batches.jobs.pricing import Price
     from airflow_provider_openai_batches.lineage import Written
 
 _LONGEST_NAME = 128
@@ -108,13 +109,21 @@ class OpenAIBatchDownloadOperator(OpenAIBatchesOperator):
         unfinished = "missing" if batch.status == BatchStatus.COMPLETED else batch.status
         rows = {"succeeded": counts.completed, "failed": counts.failed}
         rows[unfinished] = rows.get(unfinished, 0) + counts.total - counts.completed - counts.failed
-        spent = cost({batch.model: batch.usage}, self.hook.prices) if batch.usage and batch.model else None
+        spent = cost({batch.model: batch.usage}, self._prices()) if batch.usage and batch.model else None
         meter = self.meter(batch.endpoint)
         meter.ended(batch, batch.model)
         meter.answered(rows, usage, spent, batch.model)
         self._facts = facts(
             endpoint=batch.endpoint, models=[batch.model], rows=rows, usage=usage, cost_usd=spent, batches=1
         )
+
+    def _prices(self) -> Mapping[str, Price]:
+        try:
+            return self.hook.prices
+        except InvalidInputError as error:
+            # What was paid for is here, and its way on must not depend on what is only counted.
+            self.log.warning("The cost is not counted: %s", error)
+            return {}
 
     def _fetch(self, batch: Batch, kind: Literal["output", "errors"], *, other_lines: int) -> tuple[str | None, int]:
         """Write one of the two files; return its path, None if there is nothing to write, and its lines.

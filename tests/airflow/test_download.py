@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,14 @@ def test_both_files_are_written(batch_id: str, emulator: Emulator, output_path: 
     assert found["status"] == "completed"
     assert found["request_counts"] == {"total": 3, "completed": 2, "failed": 1}
     assert found["usage"]["total_tokens"] > 0
+
+
+def test_prices_that_cannot_be_read_lose_no_download(
+    batch_id: str, connection: Callable[..., None], emulator: Emulator, tmp_path: Path
+) -> None:
+    emulator.advance(DONE_AFTER_S)
+    connection(extra={"prices": {"gpt-4o-mini": {"input": "ten"}}})
+    assert download(batch_id, tmp_path)["status"] == "completed"
 
 
 def test_local_paths_are_plain(batch_id: str, emulator: Emulator, tmp_path: Path) -> None:
