@@ -104,6 +104,19 @@ class OpenAIBatchesHook(BaseHook):
                 client.close()
         self._client = self._single = None
 
+    def read_again(self) -> None:
+        """Take up what was changed in the Airflow connection; while it cannot be read, go on with what is known of it.
+
+        What takes the service away may take the secrets backend with it.
+        """
+        try:
+            settings = self._settings()
+        except Exception as error:  # noqa: BLE001 - a secrets backend can raise anything
+            log.warning("Connection %s cannot be read now, so it is taken to be as before: %s", self.conn_id, error)
+            return
+        if any(client is not None and client.settings != settings for client in (self._client, self._single)):
+            self.close()
+
     @property
     def webhook_secret(self) -> str:
         """The signing secret of the webhook endpoint, from the connection; empty if it has none."""
@@ -285,10 +298,14 @@ class OpenAIBatchesHook(BaseHook):
         started = time.monotonic()
         patience = Patience()
         over_since: float | None = None
+        is_doubted = False
         progress = Progress()
         while True:
             now = time.monotonic()
             pause = poll_interval
+            if is_doubted:
+                self.read_again()
+                is_doubted = False
             try:
                 batch = self._looking().retrieve_batch(batch_id)
             except OpenAIBatchesError as error:
@@ -299,8 +316,8 @@ class OpenAIBatchesHook(BaseHook):
                     log.warning("Could not look at batch %s, trying again until it can be seen: %s", batch_id, error)
                 pause = max(pause, min(error.retry_after_s or 0, LONGEST_WAIT_S))
                 if isinstance(error, AuthenticationError):
-                    # The key may have been rotated: the next look reads the connection again.
-                    self.close()
+                    # The key may have been rotated by the next look.
+                    is_doubted = True
             else:
                 if patience.outage_since is not None:
                     log.info("Batch %s is seen again after %.0f seconds.", batch_id, now - patience.outage_since)

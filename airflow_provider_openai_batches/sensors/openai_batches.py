@@ -158,6 +158,8 @@ class OpenAIBatchSensor(BaseSensorOperator):
         A wrong key fails the first look. One that was right before gets the same patience as in the triggerer, and so
         does a batch that is not found: reads may lag behind its create.
         """
+        if self._patience.outage_since is not None:
+            self.hook.read_again()  # The key may have been changed since.
         try:
             batch = self.hook.retrieve_batch(self.batch_id)
         except OpenAIBatchesError as error:
@@ -167,7 +169,6 @@ class OpenAIBatchSensor(BaseSensorOperator):
             if not error.transient and not ((self._was_seen or may_be_new) and outlasts):
                 raise
             self.log.warning("Could not look at batch %s, trying again: %s", self.batch_id, error)
-            self.hook.close()  # The key may have been changed: the next look reads the connection again.
             return None
         self._was_seen = True
         self._patience.recovered()

@@ -22,7 +22,7 @@ from airflow_provider_openai_batches.api.errors import (
 )
 from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.hooks.openai_batches import OpenAIBatchesHook
-from tests.airflow.conftest import EmulatorTime, request_lines
+from tests.airflow.conftest import CONNECTION_VARIABLE, EmulatorTime, request_lines
 from tests.api.scripted_server import Answer, ScriptedServer
 from tests.conftest import API_KEY
 
@@ -277,6 +277,18 @@ class TestWait:
 
         waiting = OpenAIBatchesHook()
         assert waiting.wait_for_batch(batch_id, poll_interval=200, sleep=rotate_and_sleep).status == "completed"
+
+    def test_connection_that_cannot_be_read_during_a_refusal_ends_no_wait(
+        self, hook: OpenAIBatchesHook, clock: EmulatorTime, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        batch_id = batch_of(hook)
+        emulator.add_fault({"on": {"path": "/batches/*"}, "do": {"status": 401}, "times": 3})
+
+        def lose_and_sleep(seconds: float) -> None:
+            monkeypatch.setenv(CONNECTION_VARIABLE, "{not json")
+            clock.sleep(seconds)
+
+        assert hook.wait_for_batch(batch_id, poll_interval=60, sleep=lose_and_sleep).status == "completed"
 
     def test_refusal_after_an_outage_gets_its_own_ten_minutes(
         self, hook: OpenAIBatchesHook, clock: EmulatorTime, emulator: Emulator

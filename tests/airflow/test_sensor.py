@@ -23,7 +23,7 @@ from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.hooks.openai_batches import OpenAIBatchesHook
 from airflow_provider_openai_batches.sensors.openai_batches import OpenAIBatchSensor
 from airflow_provider_openai_batches.testing import faults
-from tests.airflow.conftest import new_batch
+from tests.airflow.conftest import CONNECTION_VARIABLE, new_batch
 
 pytestmark = pytest.mark.usefixtures("connection", "openai_batches_clock", "no_pauses")
 
@@ -168,6 +168,16 @@ class TestPoke:
         assert not waiting.poke({})
         connection()
         assert waiting.poke({})
+
+    def test_connection_that_cannot_be_read_during_an_outage_ends_no_wait(
+        self, batch_id: str, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        waiting = sensor(batch_id)
+        assert not waiting.poke({})
+        monkeypatch.setenv(CONNECTION_VARIABLE, "{not json")
+        emulator.advance(DONE_AFTER_S)
+        emulator.add_fault({"on": {"path": "/batches/*"}, "do": {"status": 503}, "times": 10})
+        assert waiting.execute({})["status"] == "completed"
 
     def test_timeout(self, batch_id: str) -> None:
         with pytest.raises(AirflowSensorTimeout):
