@@ -46,6 +46,8 @@ __all__ = [
 _CANCELLED_WITHIN_S = 3600.0
 """OpenAI promises ten minutes. A batch that hangs there must not hold a task for ever."""
 
+_FILES_EVERY_S = 5.0
+
 
 class OpenAIBatchUploadOperator(OpenAIBatchesOperator):
     """Uploads a file of requests; returns the file id, also pushed as ``file_id``.
@@ -181,7 +183,7 @@ class OpenAIBatchSubmitOperator(OpenAIBatchesOperator):
             )
         except WaitTimeoutError:
             return self._stopped(batch.id)
-        return self._finished(batch)
+        return self._judged(batch)
 
     def _show(self, batch: Batch) -> None:
         # Airflow has dropped what the attempt before pushed. A batch that fails this one may have answers to download.
@@ -235,6 +237,12 @@ class OpenAIBatchSubmitOperator(OpenAIBatchesOperator):
             self._pausing = False
 
     def _finished(self, batch: Batch) -> str:
+        if batch.files_pending and not batch.bought_answers:
+            # The service counts nothing: only the files tell what was answered, and they may be named a little later.
+            batch = self.hook.wait_for_batch(batch.id, poll_interval=_FILES_EVERY_S, sleep=self._pause)
+        return self._judged(batch)
+
+    def _judged(self, batch: Batch) -> str:
         try:
             raise_for_outcome(batch)
         except BatchEndedError as error:

@@ -58,7 +58,8 @@ def judge(batch: Batch, *, cleared: bool) -> Verdict:
             return Verdict.ADOPT
         # What it will have finished is not known yet.
         return Verdict.CREATE_ANEW if cleared else Verdict.WAIT
-    if cleared or not batch.bought_answers:
+    # Of one that completed, what it bought may be named a little later.
+    if cleared or not (batch.bought_answers or batch.files_pending):
         return Verdict.CREATE_ANEW
     return Verdict.ADOPT if batch.status == BatchStatus.COMPLETED else Verdict.REFUSE
 
@@ -295,9 +296,17 @@ class _Purchases:
     def _search(self, record: Mapping[str, Any]) -> Batch | None:
         if "token" not in record:
             return None
-        return self._client.find_batch(
-            record["token"], created_after=record["intent_at"], input_file_id=record["input_file_id"]
+        return self._confirmed(
+            self._client.find_batch(
+                record["token"], created_after=record["intent_at"], input_file_id=record["input_file_id"]
+            )
         )
+
+    def _confirmed(self, batch: Batch | None) -> Batch | None:
+        """Look again at a batch that seems to have bought nothing: listings lag behind, and leave things out."""
+        if batch is None or not batch.is_terminal or batch.bought_answers:
+            return batch
+        return self._client.retrieve_batch(batch.id)
 
     def _among_batches(self) -> _Earlier | None:
         made = list[Batch]()
@@ -318,7 +327,9 @@ class _Purchases:
         since_clear = [batch for batch in made if batch.metadata.get(MAX_TRIES_KEY) == self._task.max_tries]
         # Newest first; one that failed validation hides none that was paid for.
         newest = since_clear or made
-        found = next((batch for batch in newest if batch.status != BatchStatus.FAILED), next(iter(newest), None))
+        found = self._confirmed(
+            next((batch for batch in newest if batch.status != BatchStatus.FAILED), next(iter(newest), None))
+        )
         if found is None:
             return None
         # An attempt after the clear may have taken the batch over, so only the first one knows what was cleared.

@@ -38,6 +38,8 @@ pytestmark = pytest.mark.usefixtures("connection", "clock")
 ENDPOINT = "/v1/chat/completions"
 LONG_ENOUGH_S = 200
 DAY_S = 86_400
+NAMELESS = {"request_counts": None, "output_file_id": None, "error_file_id": None}
+"""A batch at a service without counts, before it names the files."""
 
 
 @pytest.fixture
@@ -365,6 +367,37 @@ class TestAfterTheEnd:
         emulator.add_fault({"on": {"method": "GET", "path": "/batches/*"}, "do": {"set": shown}, "times": None})
         with pytest.raises(NoRequestSucceededError, match=r"names no output file.*file-errors"):
             submit(file_id, wait_for_completion=True).execute(attempts.next())
+
+    def test_completed_batch_that_names_its_files_late_is_not_bought_again_by_a_retry(
+        self, file_id: str, attempts: Attempts, emulator: Emulator
+    ) -> None:
+        first = submit(file_id).execute(attempts.next())
+        emulator.advance(LONG_ENOUGH_S)
+        for path in ("/batches", "/batches/*"):
+            emulator.add_fault({"on": {"method": "GET", "path": path}, "do": {"set": NAMELESS}})
+        assert submit(file_id, wait_for_completion=True).execute(attempts.next()) == first
+        assert creates(emulator) == 1
+
+    def test_completed_batch_that_names_its_files_late_is_waited_for_after_a_deferral(
+        self, file_id: str, attempts: Attempts, emulator: Emulator, run_trigger: Callable[..., list[Any]]
+    ) -> None:
+        with pytest.raises(TaskDeferred) as deferred:
+            submit(file_id, wait_for_completion=True, deferrable=True).execute(attempts.next())
+        emulator.advance(LONG_ENOUGH_S)
+        emulator.add_fault({"on": {"method": "GET", "path": "/batches/*"}, "do": {"set": NAMELESS}, "times": 2})
+        [event] = run_trigger(deferred.value.trigger)
+        assert event["batches"][emulator.batches()[0]["id"]].get("output_file_id") is None
+        assert resume(file_id, event) == emulator.batches()[0]["id"]
+
+    @pytest.mark.parametrize("attempts", ["no store"], indirect=True)
+    def test_listing_that_leaves_out_what_was_answered_buys_nothing_again(
+        self, file_id: str, attempts: Attempts, emulator: Emulator
+    ) -> None:
+        batch_id = end_early(file_id, attempts, emulator, "cancelled", finished=2)
+        emulator.add_fault({"on": {"method": "GET", "path": "/batches"}, "do": {"set": NAMELESS}, "times": None})
+        with pytest.raises(AirflowFailException, match=batch_id):
+            submit(file_id).execute(attempts.next())
+        assert creates(emulator) == 1
 
     def test_partial_failures_pass(self, file_id: str, attempts: Attempts, emulator: Emulator) -> None:
         emulator.add_fault({"on": {"custom_id": "row-1"}, "do": {"outcome": "error"}})
