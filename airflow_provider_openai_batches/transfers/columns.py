@@ -10,6 +10,8 @@ from airflow_provider_openai_batches.jobs.json_text import shown
 from airflow_provider_openai_batches.jobs.results import ResultRow
 
 _FIELDS = frozenset(ResultRow.__struct_fields__)
+_NOT_IN_EACH = ("usage", "error")
+"""A duplicate used nothing, and some endpoints do not say; a row that succeeded has no error."""
 
 
 def parse_columns(columns: Mapping[str, str], param: str = "columns") -> dict[str, tuple[str, ...]]:
@@ -35,12 +37,14 @@ def parse_columns(columns: Mapping[str, str], param: str = "columns") -> dict[st
 
 
 def value_at(row: Mapping[str, Any], path: tuple[str, ...]) -> Any:
-    """Return a part of a result row.
+    """Return a part of a result row; None of what the service did not tell of it.
 
     :raises InvalidInputError: the row has no such part
     """
     value: Any = row
     for number, step in enumerate(path):
+        if value is None and path[0] in _NOT_IN_EACH:
+            return None
         if not isinstance(value, Mapping) or step not in value:
             parent = ".".join(path[:number])
             has = f"it has {', '.join(map(str, value))}" if isinstance(value, Mapping) else f"it is {shown(value)}"

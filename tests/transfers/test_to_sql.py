@@ -133,6 +133,16 @@ def test_what_does_not_fit_is_refused_by_name_before_anything_is_written(
     assert labels(database) == []
 
 
+def test_usage_of_a_row_that_used_nothing_is_null(database: Database, tmp_path: Path) -> None:
+    database.run("CREATE TABLE spent (review_id INTEGER PRIMARY KEY, tokens INTEGER)")
+    rows = [{**answered(1), "usage": {"total_tokens": 14}}, answered(2)]
+    where: dict[str, Any] = {"table": "spent", "key": "review_id"}
+    store(written(tmp_path, rows), **where, columns={"review_id": "context.id", "tokens": "usage.total_tokens"})
+    assert database.rows("SELECT * FROM spent ORDER BY review_id") == [(1, 14), (2, None)]
+    with pytest.raises(InvalidInputError, match=r"has no 'usage.tokens': usage has no 'tokens', it has total_tokens"):
+        store(written(tmp_path, rows), **where, columns={"review_id": "context.id", "tokens": "usage.tokens"})
+
+
 def test_another_unique_key_is_refused_where_it_would_change_a_strangers_row(mariadb: Database, tmp_path: Path) -> None:
     mariadb.run("CREATE TABLE labels (review_id INTEGER PRIMARY KEY, label VARCHAR(20) UNIQUE)")
     with pytest.raises(InvalidInputError, match=r"labels is also unique by \(label\)"):
