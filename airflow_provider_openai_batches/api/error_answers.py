@@ -56,7 +56,13 @@ def is_queue_full(code: str | None, message: str | None) -> bool:
 
 
 def status_error(
-    call: str, status: int, headers: Mapping[str, str], body: bytes, *, redacted: Callable[[str], str] = str
+    call: str,
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    redacted: Callable[[str], str] = str,
+    base_url: str = "",
 ) -> APIStatusError:
     """Read an error response. Never raises: gateways send HTML, ints for codes, or nothing.
 
@@ -64,6 +70,7 @@ def status_error(
     :param status: HTTP status, 400 or above
     :param headers: response headers, any spelling of names if the mapping is case-insensitive
     :param body: the body, or its beginning
+    :param base_url: of the service, for an error that says that it may be the wrong one
     :param redacted: takes secrets out of what the error will show; the class is decided before
     """
     reason, code, kind, param = _envelope(body, redacted)
@@ -74,8 +81,10 @@ def status_error(
         error_class = QuotaExhaustedError
     else:
         error_class = _CLASSES.get(status, ServerError if status >= 500 else BadRequestError)
-    if error_class is NotFoundError and call.count("/") == 1:
+    is_of_every_service = call.count("/") == 1
+    if is_of_every_service and (status == 404 or (status == 405 and call.startswith("POST "))):
         error_class = WrongPathError
+        call = f"{call} at {redacted(base_url)}" if base_url else call
 
     def shown(text: Any, most: int) -> Any:
         # Cut afterwards: the first half of a secret is not the secret that is looked for.

@@ -18,7 +18,7 @@
     │   ├── AuthenticationError       401
     │   ├── PermissionDeniedError     403
     │   ├── NotFoundError             404
-    │   │   └── WrongPathError        404 for a path that every service with this API has
+    │   │   └── WrongPathError        404, or 405 for a POST, for a path that every such service has
     │   ├── ConflictError             409
     │   ├── TooLargeError             413
     │   ├── RateLimitError            429 that passes by itself
@@ -200,7 +200,7 @@ class NotFoundError(APIStatusError):
 
 
 class WrongPathError(NotFoundError):
-    """404 for ``/files`` or ``/batches`` itself: there is no Batch API at this URL."""
+    """404 for ``/files`` or ``/batches`` itself, or 405 for a POST there: there is no Batch API at this URL."""
 
     hint = "Is the connection's host the base URL of the API, including '/v1'?"
 

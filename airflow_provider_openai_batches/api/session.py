@@ -221,7 +221,7 @@ class ServiceSession:
         The cause is cut off on purpose: what requests raises can hold the headers.
         """
         host = urlsplit(self.settings.base_url).netloc
-        text = self._redacted(str(error))
+        text = self._redacted(str(error)).rstrip(".")
         if "CERTIFICATE_VERIFY_FAILED" in text:
             return APIConnectionError(
                 f"{call}: no trusted connection to {host}: {text}. "
@@ -281,7 +281,14 @@ class ServiceSession:
                 if len(body) >= _ERROR_BODY_BYTES:
                     break
         # Some gateways repeat the whole key in their 401.
-        error = status_error(call, response.status_code, response.headers, bytes(body), redacted=self._redacted)
+        error = status_error(
+            call,
+            response.status_code,
+            response.headers,
+            bytes(body),
+            redacted=self._redacted,
+            base_url=self.settings.base_url,
+        )
         if response.status_code == 401 and self._tokens is not None:
             # One that worked may have been revoked before its time: the next one will do.
             error.transient = self._token_is_good

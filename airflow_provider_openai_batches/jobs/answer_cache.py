@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from airflow_provider_openai_batches.api.errors import InvalidInputError
 from airflow_provider_openai_batches.api.models import Usage
 from airflow_provider_openai_batches.jobs.directory import JobDirectory, open_directory
 from airflow_provider_openai_batches.jobs.json_text import encode
@@ -55,6 +56,7 @@ SMALL_SEGMENT = 1_000
 _FORM = b"2\n"
 """Form of what is kept: what the model wrote. No other is found, such as the first: what an output type made of it."""
 
+_PROBE = ".probe"
 _FLUSH_BYTES = 1 << 15
 _STALE_DRAFT_S = 86_400.0
 
@@ -120,6 +122,21 @@ class AnswerCache:
     def at(cls, location: str | Path | ObjectStoragePath, expires_after_s: float | None) -> AnswerCache:
         """Return the cache at a path or URI. It need not exist."""
         return cls(open_directory(location, drafts=".drafts"), expires_after_s)
+
+    def check(self) -> None:
+        """Refuse a place where there is no cache and none can be made. One that has begun may be there to read only.
+
+        :raises InvalidInputError: with the place
+        """
+        try:
+            if not self.directory.names(""):
+                self.directory.write(_PROBE, b"")
+                self.directory.delete(_PROBE)
+        except Exception as error:  # noqa: BLE001 - each kind of storage has errors of its own
+            raise InvalidInputError(
+                "answer_cache",
+                f"{self.directory} cannot be read or made ({error}). Use a directory that all workers may write to.",
+            ) from None
 
     @contextmanager
     def answers(self, now: float, parse_output: Callable[[str], Parsed] | None) -> Iterator[CachedAnswers]:

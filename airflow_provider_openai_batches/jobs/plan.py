@@ -17,10 +17,10 @@ from airflow_provider_openai_batches.api.errors import InvalidInputError, NoRows
 from airflow_provider_openai_batches.jobs.answer_cache import AnswerCache, ContentKeys
 from airflow_provider_openai_batches.jobs.kept import keys_file
 from airflow_provider_openai_batches.jobs.ledger import LedgerError, Round, Shard
-from airflow_provider_openai_batches.jobs.pricing import Price, cost, usd_text
+from airflow_provider_openai_batches.jobs.pricing import Price, cost, price_of, usd_text
 from airflow_provider_openai_batches.jobs.requests import RequestTemplate
 from airflow_provider_openai_batches.jobs.results import Rules
-from airflow_provider_openai_batches.jobs.reuse import plan_files, publish_plan, sorter
+from airflow_provider_openai_batches.jobs.reuse import Sorter, plan_files, publish_plan, sorter
 from airflow_provider_openai_batches.jobs.shards import ShardFiles, ShardLimits, write_shards
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def make_plan(job: Job) -> None:
             raise NoRowsError
         # What is answered already costs nothing, whatever the prices.
         ledger.estimated_cost = cost(rows.usage, job.settings.prices) if job.settings.prices or not shards else None
-        _check_cost(ledger.estimated_cost, job.settings)
+        _check_cost(job, rows)
         publish_plan(job, rows, staging, plan)
     ledger.rows, ledger.kept_rows, ledger.cached_rows = rows.rows, rows.kept, rows.cached
     ledger.duplicate_rows, ledger.reused_usage = rows.duplicates, rows.reused
@@ -210,16 +210,30 @@ def _copy_part(contexts: BinaryIO, requests: BinaryIO, count: int, shard: Shard,
     )
 
 
-def _check_cost(estimated: float | None, settings: JobSettings) -> None:
+def _check_cost(job: Job, rows: Sorter) -> None:
+    settings, estimated = job.settings, job.ledger.estimated_cost
+    if settings.max_cost is None and not settings.dry_run:
+        return
+    prices = {model: price_of(model, settings.prices) for model in rows.usage}
+    uncapped = sum(rows.uncapped[model] for model, price in prices.items() if price is not None and price.output)
+    not_counted = ""
+    if uncapped and estimated is not None:
+        cap = "max_output_tokens" if job.ledger.endpoint.endswith("/responses") else "max_completion_tokens"
+        not_counted = f" Answers of {uncapped:,} rows are not in it, since nothing limits them: set {cap} in `body`."
+        log.warning("The estimate is %s USD.%s", usd_text(estimated), not_counted)
     if settings.max_cost is None:
         return
     if estimated is None:
+        unknown = [model for model, price in prices.items() if price is None]
         raise InvalidInputError(
-            "max_cost", "the price of a model is not known. Give `prices` for every model, or take max_cost out."
+            "max_cost",
+            f"the price of {', '.join(unknown) or 'a model, or of its output,'} is not known. Give `prices` for every "
+            "model, or take max_cost out.",
         )
     if estimated > settings.max_cost:
         raise InvalidInputError(
             "max_cost",
             f"the job is estimated at {usd_text(estimated)} USD, more than {usd_text(settings.max_cost)}. Nothing was "
-            "sent. Send fewer rows, lower their token caps, or raise max_cost; dry_run shows the estimate.",
+            "sent. Send fewer rows, lower their token caps, or raise max_cost; dry_run shows the estimate."
+            f"{not_counted}",
         )

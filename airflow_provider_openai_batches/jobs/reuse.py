@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -63,6 +64,8 @@ class Sorter:
         priced: bool,
     ) -> None:
         self.rows = self.kept = self.cached = self.duplicates = 0
+        self.uncapped: Counter[str] = Counter()
+        """Requests to send whose answers nothing limits, by model; if anybody asks."""
         self.reused: dict[str, Usage] = {}
         """Tokens in the answers that were taken over, by the rows' model."""
         self.usage: dict[str, Usage] = {}
@@ -95,6 +98,7 @@ class Sorter:
             else:
                 if self._priced:
                     usage = Usage(input_tokens=request.tokens, output_tokens=most_output_tokens(request.line))
+                    self.uncapped[request.model] += not usage.output_tokens
                     self.usage[request.model] = self.usage.get(request.model, Usage()) + usage
                 yield request
 
@@ -121,6 +125,7 @@ def sorter(job: Job, staging: Path, earlier_plan: str, earlier_results: list[str
         }
         cache = None
         if settings.answer_cache is not None:
+            settings.answer_cache.check()
             opened = settings.answer_cache.answers(job.now(), settings.rules.parse_output)
             cache = stack.enter_context(opened)
         yield Sorter(

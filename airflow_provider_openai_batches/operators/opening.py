@@ -93,11 +93,12 @@ def open_job(operator: OpenAIBatchOperator, rows: Callable[[], Any], context: Co
             began_at=(store.get(STORE_KEY) or {}).get("output_path") if store is not None else None,
             replan=Replan(operator.replan),
         )
-    except (PermissionError, NotADirectoryError) as error:
+    except OSError as error:
+        # Alone: each folder above it that could not be made either has a traceback of its own.
         raise InvalidInputError(
             "output_path",
             f"{directory} cannot be read or made ({error}). Use a directory that all workers may write to.",
-        ) from error
+        ) from None
     if store is not None and not resuming and not operator.plan_only:
         store.set(STORE_KEY, {"output_path": str(directory), "job_id": ledger.job_id})
     if operator.timeout is not None and ledger.deadline is None:

@@ -754,12 +754,13 @@ def test_the_log_says_what_is_sent_and_in_its_last_line_what_came_of_it(
     assert f"{told}Results: {tmp_path}/results" in caplog.text
 
 
+@pytest.mark.parametrize("place", ["file/labels", "/proc/nowhere/labels"])
 def test_an_output_path_that_cannot_be_made_is_named_before_anything_is_sent(
-    new_task: Callable[..., Task], emulator: Emulator, tmp_path: Path
+    new_task: Callable[..., Task], emulator: Emulator, tmp_path: Path, place: str
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InvalidInputError, match=r"output_path: .*/file/labels cannot be read or made .* all workers"):
-        new_task(output_path=str(tmp_path / "file" / "labels")).run()
+    with pytest.raises(InvalidInputError, match=rf"output_path: .*{place} cannot be read or made .* all workers"):
+        new_task(output_path=str(tmp_path / place)).run()
     assert emulator.calls == []
 
 

@@ -65,6 +65,7 @@ def refusal(status: int, error: Any = None, *, body: bytes | None = None, **head
         (402, BadRequestError, False, "bad thing"),
         (403, PermissionDeniedError, False, "permissions"),
         (404, WrongPathError, False, "including '/v1'"),
+        (405, WrongPathError, False, "including '/v1'"),
         (408, ServerError, True, "later"),
         (409, ConflictError, True, "bad thing"),
         (413, TooLargeError, False, "Split the input"),
@@ -92,6 +93,13 @@ def test_an_object_that_is_not_there_is_not_a_wrong_host() -> None:
     error = status_error("GET /batches/batch_1", 404, CaseInsensitiveDict(), b"{}")
     assert type(error) is NotFoundError
     assert "Check the id" in str(error)
+
+
+def test_a_wrong_host_is_named() -> None:
+    error = status_error("POST /files", 405, {}, b"<h1>no</h1>", base_url="http://127.0.0.1:8080/v1")
+    assert "POST /files at http://127.0.0.1:8080/v1 was refused with HTTP 405" in str(error)
+    # Some services list no batches.
+    assert type(status_error("GET /batches", 405, {}, b"{}")) is BadRequestError
 
 
 @pytest.mark.parametrize("status", [400, 402, 403, 429])

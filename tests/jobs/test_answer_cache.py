@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
 import tempfile
 import time
 import tracemalloc
@@ -19,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, field_serializer, field_validator
 
+from airflow_provider_openai_batches.api.errors import InvalidInputError
 from airflow_provider_openai_batches.api.settings import ClientSettings
 from airflow_provider_openai_batches.emulator import Emulator
 from airflow_provider_openai_batches.jobs import answer_cache
@@ -527,10 +529,15 @@ def test_other_files_in_the_cache_are_left_alone(new_world: NewWorld, cache: Ans
     assert {path.read_text() for path in folder.iterdir() if path.name[0] in "R0." and "-x" in path.name} == {"mine"}
 
 
-def test_cache_that_cannot_be_read_fails_before_money_is_spent(new_world: NewWorld, tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("a file")
-    world = new_world(answer_cache=AnswerCache.at(tmp_path / "cache", None))
-    with pytest.raises(NotADirectoryError):
+@pytest.mark.parametrize(
+    "place", ["file", "file/cache", "/proc/nowhere"], ids=["a file", "below a file", "not writable"]
+)
+def test_cache_that_cannot_be_read_or_made_fails_before_money_is_spent(
+    new_world: NewWorld, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").write_text("a file")
+    world = new_world(answer_cache=AnswerCache.at(tmp_path / place, None))
+    with pytest.raises(InvalidInputError, match=rf"answer_cache: .*{place} cannot be read or made .* all workers"):
         world.run()
     assert world.calls("POST /v1/files") == 0
 
@@ -541,6 +548,7 @@ def test_cache_that_cannot_be_written_costs_no_result(
     place = tmp_path / "cache"
     world = new_world(answer_cache=AnswerCache.at(place, None))
     advance(world.attempt())
+    shutil.rmtree(place)
     place.write_text("a file, since the plan")
     world.check_results(world.run())
     assert "could not be put into the answer cache" in caplog.text

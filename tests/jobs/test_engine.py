@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -121,6 +122,22 @@ def test_estimate_above_max_cost_is_refused_before_anything_is_sent(new_world: N
     manifest = world.run().manifest
     assert 0 < manifest["estimated_cost"] < 1000
     assert manifest["cost"] > 0
+
+
+def test_an_estimate_says_whose_answers_are_not_in_it(new_world: NewWorld, caplog: pytest.LogCaptureFixture) -> None:
+    prices = parse_prices({"gpt-4o-mini": {"input": 10, "output": 40}, "text-embedding-3-small": {"input": 10}})
+    said = "Answers of 2 rows are not in it, since nothing limits them: set max_completion_tokens in `body`."
+    rows = ["a", "b", {"body": {"messages": [{"role": "user", "content": "c"}], "max_tokens": 5}}]
+    with pytest.raises(InvalidInputError, match=f"max_cost: .*{re.escape(said)}"):
+        new_world(rows=rows, prices=prices, max_cost=0.0001).run()
+    caplog.clear()
+    new_world(rows=rows, prices=prices, dry_run=True).run()
+    assert said in caplog.text
+    caplog.clear()
+    new_world(rows=rows, prices=prices).run()
+    embeddings = {"model": "text-embedding-3-small", "endpoint": "/v1/embeddings"}
+    new_world(rows=[{"input": "a"}], prices=prices, max_cost=1.0, **embeddings).run()
+    assert "not in it" not in caplog.text
 
 
 def test_max_cost_without_a_price_is_refused(new_world: NewWorld) -> None:

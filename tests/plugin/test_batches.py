@@ -444,6 +444,7 @@ class TestErrors:
                 "rate_limited",
             ),
             ({"status": 404, "body": {"error": {"message": "Invalid URL"}}}, 502, "wrong_host"),
+            ({"status": 200, "body": "<h1>Airflow</h1>"}, 502, "wrong_host"),
             ({"status": 500, "body": "<h1>oops</h1>"}, 502, "service_down"),
             ({"drop": "before"}, 502, "service_down"),
         ],
