@@ -43,10 +43,18 @@ if { [ "$group" = demo ] && [ -n "${PYTHON:-}" ]; } || ! new_enough .venv/bin/py
     "$python" -m venv --clear .venv
 fi
 
-echo "installing into .venv (a minute, the first time) ..."
-# 25.1 is the first pip that knows dependency groups.
-.venv/bin/python -m pip install -qq --disable-pip-version-check --upgrade 'pip>=25.1'
-.venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[emulator,parquet]' --group "$group"
+with_pip() {
+    .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt "$@"
+}
+
+with_uv() { # in a third of pip's time
+    with_pip uv && .venv/bin/python -m uv pip install -q --compile-bytecode --python .venv/bin/python -c constraints.txt "$@"
+}
+
+echo "installing into .venv (half a minute, the first time) ..."
+set -- -e '.[emulator,parquet]' --group "$group"
+# What only pip's own configuration names, such as a mirror, only pip finds. 25.1 is the first that knows groups.
+with_uv "$@" 2>/dev/null || { with_pip --upgrade 'pip>=25.1' && with_pip "$@"; }
 
 from_debian() { # from_debian WHAT_FOR PACKAGE...
     what_for=$1
@@ -71,7 +79,7 @@ if [ "$group" = dev ] && ! .venv/bin/python -c 'import MySQLdb, airflow.provider
         missing="$missing $(.venv/bin/python -c 'import sys; print("libpython%d.%d-dev" % sys.version_info[:2])')"
     # shellcheck disable=SC2086
     [ -z "$missing" ] || from_debian "the tests with MariaDB and MySQL" $missing
-    .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt --group mysql 2>/dev/null ||
+    { with_pip --upgrade 'pip>=25.1' && with_pip --group mysql; } 2>/dev/null ||
         echo "the MySQL provider cannot be installed without a compiler and the headers of Python and of libmariadb" \
             "or libmysqlclient: the tests with MariaDB and MySQL are skipped"
 fi
