@@ -52,9 +52,11 @@ with_uv() { # in a third of pip's time
 }
 
 echo "installing into .venv (half a minute, the first time) ..."
+# 25.1 is the first pip that knows dependency groups.
+with_pip --upgrade 'pip>=25.1'
 set -- -e '.[emulator,parquet]' --group "$group"
-# What only pip's own configuration names, such as a mirror, only pip finds. 25.1 is the first that knows groups.
-with_uv "$@" 2>/dev/null || { with_pip --upgrade 'pip>=25.1' && with_pip "$@"; }
+# What only pip's own configuration names, such as a mirror, only pip finds.
+with_uv "$@" 2>/dev/null || with_pip "$@"
 
 from_debian() { # from_debian WHAT_FOR PACKAGE...
     what_for=$1
@@ -79,7 +81,7 @@ if [ "$group" = dev ] && ! .venv/bin/python -c 'import MySQLdb, airflow.provider
         missing="$missing $(.venv/bin/python -c 'import sys; print("libpython%d.%d-dev" % sys.version_info[:2])')"
     # shellcheck disable=SC2086
     [ -z "$missing" ] || from_debian "the tests with MariaDB and MySQL" $missing
-    { with_pip --upgrade 'pip>=25.1' && with_pip --group mysql; } 2>/dev/null ||
+    with_pip --group mysql 2>/dev/null ||
         echo "the MySQL provider cannot be installed without a compiler and the headers of Python and of libmariadb" \
             "or libmysqlclient: the tests with MariaDB and MySQL are skipped"
 fi
