@@ -23,7 +23,8 @@ def main() -> None:
     """Serve until SIGTERM; the first line of output says where."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     server = xllamacpp.Server(_parameters(_weights()))
-    print(f"listening on {server.listening_address}", flush=True)
+    # In one piece, unlike print() where output is unbuffered: llama.cpp writes lines of its own meanwhile.
+    os.write(1, f"listening on {server.listening_address}\n".encode())
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
     # The server's own threads may be in the middle of an answer that nobody waits for any more.
     os._exit(0)
