@@ -39,12 +39,12 @@ _HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
 _NOT_CARRIED = re.compile("[\0\ud800-\udfff]")
 """Neither a URL nor a header nor a file's name can hold these: NUL, and half of a surrogate pair."""
 
-_EMBEDDINGS = "/v1/embeddings"
+EMBEDDINGS = "/v1/embeddings"
 _EXPIRY_RANGE_S = (3_600, 2_592_000)
 _REQUIRED_FIELDS = {
     "/v1/chat/completions": "messages",
     "/v1/completions": "prompt",
-    _EMBEDDINGS: "input",
+    EMBEDDINGS: "input",
     "/v1/moderations": "input",
     "/v1/images/generations": "prompt",
 }
@@ -130,10 +130,7 @@ def check_input_file(
                 "OpenAI takes one model per batch. Write one file per model.",
                 number,
             )
-        if (
-            endpoint == _EMBEDDINGS
-            and (inputs := inputs + _embedding_inputs(request.body.input)) > MAX_EMBEDDING_INPUTS
-        ):
+        if endpoint == EMBEDDINGS and (inputs := inputs + _embedding_inputs(request.body.input)) > MAX_EMBEDDING_INPUTS:
             raise refuse(
                 f"the file has more than {MAX_EMBEDDING_INPUTS:,} inputs in all, the API's limit for embeddings. "
                 "Split it.",

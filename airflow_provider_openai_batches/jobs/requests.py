@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from airflow_provider_openai_batches.api.errors import InvalidInputError
-from airflow_provider_openai_batches.api.inputs import body_fault, check_endpoint, check_text, required_field
+from airflow_provider_openai_batches.api.inputs import (
+    EMBEDDINGS,
+    body_fault,
+    check_endpoint,
+    check_text,
+    required_field,
+)
 from airflow_provider_openai_batches.api.models import ENDPOINTS
 from airflow_provider_openai_batches.jobs.json_text import CONTEXT_TYPES, check_json, encode, shown
 from airflow_provider_openai_batches.jobs.sources import LINE_FIELDS, REQUEST_FIELDS, RowError, Rows, open_source
@@ -30,7 +36,6 @@ if TYPE_CHECKING:
 
 CHAT = "/v1/chat/completions"
 RESPONSES = "/v1/responses"
-EMBEDDINGS = "/v1/embeddings"
 
 MAX_INPUTS_PER_REQUEST = 2_048
 """Texts in one embeddings request: https://platform.openai.com/docs/api-reference/embeddings/create."""

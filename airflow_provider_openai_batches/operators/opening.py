@@ -82,6 +82,7 @@ def open_job(operator: OpenAIBatchOperator, rows: Callable[[], Any], context: Co
     ti, store = context["ti"], task_state_store(context)
     directory = open_directory(check_location(operator.output_path, "output_path", _PLACE))
     settings = _settings(operator)
+    began_at = (store.get(STORE_KEY) or {}).get("output_path") if store is not None else None
     try:
         ledger = open_ledger(
             directory,
@@ -90,7 +91,7 @@ def open_job(operator: OpenAIBatchOperator, rows: Callable[[], Any], context: Co
             max_tries=ti.max_tries,
             endpoint=operator.endpoint,
             resuming=resuming,
-            began_at=(store.get(STORE_KEY) or {}).get("output_path") if store is not None else None,
+            began_at=began_at,
             replan=Replan(operator.replan),
         )
     except OSError as error:
